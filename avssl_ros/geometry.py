@@ -1,0 +1,219 @@
+"""Directions, view layouts and the maps between an equirectangular image, perspective views and the sphere.
+
+Conventions (REP-103): x forward, y left, z up; azimuth is the yaw in radians, counter-clockwise, 0 at the centre column
+of the equirectangular image and +pi/2 (left) at a quarter of its width; elevation is up. Pixel centres lie at integer
+coordinates, so that column (width - 1) / 2 is azimuth 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from py360convert import utils as py360
+from scipy import sparse
+
+
+def wrap_angle(angle):
+    """Angle(s) in radians, wrapped into [-pi, pi)."""
+    return (np.asarray(angle) + np.pi) % (2 * np.pi) - np.pi
+
+
+def direction_to_vector(azimuth, elevation) -> np.ndarray:
+    """Unit vectors (..., 3) x forward, y left, z up, of directions in radians."""
+    azimuth, elevation = np.broadcast_arrays(azimuth, elevation)
+    flat = np.cos(elevation)
+    return np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)], axis=-1)
+
+
+def vector_to_direction(vector) -> tuple[np.ndarray, np.ndarray]:
+    """Azimuth and elevation in radians of vectors (..., 3) of any positive length."""
+    x, y, z = np.moveaxis(np.asarray(vector, dtype=float), -1, 0)
+    return np.arctan2(y, x), np.arctan2(z, np.hypot(x, y))
+
+
+def angle_between(azimuth_a, elevation_a, azimuth_b, elevation_b):
+    """Great-circle angle in radians between two directions; arrays broadcast."""
+    a, b = direction_to_vector(azimuth_a, elevation_a), direction_to_vector(azimuth_b, elevation_b)
+    # The arc tangent keeps its precision where the arc cosine of a dot product near 1 has none.
+    return np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), np.sum(a * b, axis=-1))
+
+
+def pixel_to_direction(x, y, width: int, height: int):
+    """Equirectangular pixel coordinates (float, arrays allowed) to azimuth and elevation in radians."""
+    azimuth = np.pi - (np.asarray(x) + 0.5) / width * 2 * np.pi
+    elevation = np.pi / 2 - (np.asarray(y) + 0.5) / height * np.pi
+    return wrap_angle(azimuth), elevation
+
+
+def direction_to_pixel(azimuth, elevation, width: int, height: int):
+    """Directions in radians to equirectangular pixel coordinates: x in [-0.5, width - 0.5), y in [-0.5, height - 0.5]."""
+    x = (np.pi - wrap_angle(azimuth)) / (2 * np.pi) * width - 0.5
+    x = np.where(x >= width - 0.5, x - width, x)
+    y = (np.pi / 2 - np.asarray(elevation)) / np.pi * height - 0.5
+    return x, y
+
+
+def perspective_pixel_to_direction(x, y, width: int, height: int, fov_deg: float):
+    """Pixels of a pinhole image that looks along azimuth 0 (`fov_deg` wide) to azimuth and elevation in radians."""
+    focal = width / 2 / np.tan(np.radians(fov_deg) / 2)
+    right = (np.asarray(x) - (width - 1) / 2) / focal
+    up = ((height - 1) / 2 - np.asarray(y)) / focal
+    right, up = np.broadcast_arrays(right, up)
+    return vector_to_direction(np.stack([np.ones_like(right), -right, up], axis=-1))
+
+
+def direction_to_perspective_pixel(azimuth, elevation, width: int, height: int, fov_deg: float):
+    """Directions to pixels of a pinhole image that looks along azimuth 0; NaN for what lies behind the camera."""
+    focal = width / 2 / np.tan(np.radians(fov_deg) / 2)
+    ahead, left, up = np.moveaxis(direction_to_vector(azimuth, elevation), -1, 0)
+    ahead = np.where(ahead > 1e-9, ahead, np.nan)
+    return (width - 1) / 2 - focal * left / ahead, (height - 1) / 2 - focal * up / ahead
+
+
+@dataclass(frozen=True)
+class ViewLayout:
+    """Perspective views cut from the sphere, as data. Defaults overlap by 10 degrees on each side.
+
+    Attributes:
+        azimuths_deg: azimuth of each view's centre, degrees, counter-clockwise.
+        elevation_deg: elevation of all centres, degrees.
+        fov_deg: horizontal and vertical field of view, degrees, 30..150.
+    """
+
+    azimuths_deg: tuple[float, ...] = (0.0, 90.0, 180.0, 270.0)
+    elevation_deg: float = 0.0
+    fov_deg: float = 100.0
+
+    def __post_init__(self):
+        azimuths = tuple(float(azimuth) for azimuth in self.azimuths_deg)
+        if not 1 <= len(azimuths) <= 36 or not np.all(np.isfinite(azimuths)):
+            raise ValueError(f"view azimuths must be 1..36 finite degrees, got {self.azimuths_deg!r}")
+        if not 30.0 <= self.fov_deg <= 150.0:
+            raise ValueError(f"view field of view must be 30..150 degrees, got {self.fov_deg}")
+        if not -90.0 <= self.elevation_deg <= 90.0:
+            raise ValueError(f"view elevation must be -90..90 degrees, got {self.elevation_deg}")
+        object.__setattr__(self, "azimuths_deg", azimuths)
+
+    def __len__(self) -> int:
+        return len(self.azimuths_deg)
+
+
+@lru_cache(maxsize=16)
+def sampling_map(layout: ViewLayout, size: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """cv2.remap maps that cut all views of `layout`, stacked vertically, from an image of `width` x `height`.
+
+    The coordinates are py360convert's (`utils.xyzpers`), computed once for each layout and image size.
+
+    Returns:
+        Two fixed-point maps for an output of shape (views * size, size). The image must carry one more column at its
+        right, a copy of the first, for interpolation across the seam.
+    """
+    columns, rows = [], []
+    fov = np.radians(layout.fov_deg)
+    for azimuth_deg in layout.azimuths_deg:
+        # py360convert.e2p takes clockwise degrees and hands their negative to xyzpers, so this is REP-103's sign.
+        xyz = py360.xyzpers(fov, fov, np.radians(azimuth_deg), np.radians(layout.elevation_deg), (size, size), 0.0)
+        column, row = py360.uv2coor(*py360.xyz2uv(xyz), height, width)
+        columns.append(column[..., 0])
+        rows.append(row[..., 0])
+    # One column was added at the right, so 0..width is the valid range and -0.5 wraps to width - 0.5.
+    map_x = np.mod(np.concatenate(columns), width).astype(np.float32)
+    map_y = np.clip(np.concatenate(rows), 0, height - 1).astype(np.float32)
+    return cv2.convertMaps(map_x, map_y, cv2.CV_16SC2)
+
+
+def cut_views(image: np.ndarray, layout: ViewLayout, size: int) -> np.ndarray:
+    """Perspective views (views, size, size, 3) uint8 of an equirectangular image (H, W, 3) uint8, in one pass."""
+    height, width = image.shape[:2]
+    map_1, map_2 = sampling_map(layout, size, width, height)
+    wrapped = cv2.copyMakeBorder(image, 0, 0, 0, 1, cv2.BORDER_WRAP)
+    views = cv2.remap(wrapped, map_1, map_2, cv2.INTER_LINEAR)
+    return views.reshape(len(layout), size, size, *image.shape[2:])
+
+
+@lru_cache(maxsize=16)
+def patch_directions(layout: ViewLayout, size: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Azimuth and elevation (views, size/stride, size/stride) in radians of the patch centres of all views."""
+    limit = np.tan(np.radians(layout.fov_deg) / 2)
+    centres = np.arange(size // stride) * stride + (stride - 1) / 2
+    plane = -limit + 2 * limit * centres / (size - 1)  # xyzpers puts the first and last pixel centre on the view's edge
+    left, up = np.meshgrid(-plane, -plane)
+    forward = np.stack([np.ones_like(left), left, up], axis=-1)
+    pitch, yaws = np.radians(layout.elevation_deg), np.radians(layout.azimuths_deg)
+    tilt = np.array([[np.cos(pitch), 0, -np.sin(pitch)], [0, 1, 0], [np.sin(pitch), 0, np.cos(pitch)]])
+    vectors = []
+    for yaw in yaws:
+        turn = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
+        vectors.append(forward @ (turn @ tilt).T)
+    return vector_to_direction(np.stack(vectors))
+
+
+@dataclass(frozen=True)
+class SphereGrid:
+    """The way back: patch values of overlapping views blended onto an equirectangular grid.
+
+    Attributes:
+        weights: sparse (h * w, views * patches ** 2) float32: bilinear weight x the view's blending weight; a row sums
+            to 1 where `seen` and to 0 elsewhere.
+        seen: (h, w) bool, False where no view looks.
+    """
+
+    weights: sparse.csr_array
+    seen: np.ndarray
+
+    def project(self, values: np.ndarray) -> np.ndarray:
+        """Maps (K, h, w) float32 on the sphere of K patch value arrays (K, views * patches ** 2)."""
+        maps = self.weights @ np.ascontiguousarray(values.T, dtype=np.float32)
+        return np.ascontiguousarray(maps.T).reshape(len(values), *self.seen.shape)
+
+
+@lru_cache(maxsize=16)
+def sphere_grid(layout: ViewLayout, patches: int, width: int) -> SphereGrid:
+    """The grid of `width` x `width / 2` cells for views of `patches` x `patches`; computed once for each layout.
+
+    Views fade out towards their edges, where perspective stretches most, so that a source seen by two views is
+    blended rather than doubled.
+    """
+    height = width // 2
+    azimuth, elevation = pixel_to_direction(*np.meshgrid(np.arange(width), np.arange(height)), width, height)
+    limit = np.tan(np.radians(layout.fov_deg) / 2)
+    index, weight = [], []
+    for view, yaw in enumerate(np.radians(layout.azimuths_deg)):
+        ahead, left, up = _view_coordinates(azimuth, elevation, yaw, np.radians(layout.elevation_deg))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x, y = -left / ahead / limit, -up / ahead / limit
+        inside = (ahead > 1e-6) & (np.abs(x) <= 1) & (np.abs(y) <= 1)
+        x, y = np.where(inside, x, 0.0), np.where(inside, y, 0.0)
+        fade = np.where(inside, np.minimum(1 - np.abs(x), 1 - np.abs(y)) + 0.02, 0.0)
+        corner, bilinear = _bilinear((x + 1) / 2 * patches - 0.5, (y + 1) / 2 * patches - 0.5, patches)
+        index.append(corner + view * patches * patches)
+        weight.append(bilinear * fade[..., None])
+    index = np.stack(index, axis=2).reshape(height * width, -1)
+    weight = np.stack(weight, axis=2).reshape(height * width, -1)
+    total = weight.sum(axis=1, keepdims=True)
+    rows = np.broadcast_to(np.arange(height * width)[:, None], index.shape)
+    entries = (weight / np.maximum(total, 1e-9)).astype(np.float32)
+    used = entries > 0
+    shape = (height * width, len(layout) * patches * patches)
+    return SphereGrid(
+        sparse.csr_array((entries[used], (rows[used], index[used])), shape=shape), (total > 0).reshape(height, width)
+    )
+
+
+def _view_coordinates(azimuth, elevation, yaw: float, pitch: float):
+    """Components (ahead, left, up) of directions in the frame of a view turned by yaw and tilted up by pitch."""
+    x, y, z = np.moveaxis(direction_to_vector(azimuth - yaw, elevation), -1, 0)
+    return x * np.cos(pitch) + z * np.sin(pitch), y, z * np.cos(pitch) - x * np.sin(pitch)
+
+
+def _bilinear(x, y, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices (..., 4) and weights (..., 4) of the four cells around (x, y) on a size x size grid."""
+    x, y = np.clip(x, 0, size - 1), np.clip(y, 0, size - 1)
+    x0, y0 = np.minimum(np.floor(x), size - 2).astype(int), np.minimum(np.floor(y), size - 2).astype(int)
+    dx, dy = x - x0, y - y0
+    index = np.stack([y0 * size + x0, y0 * size + x0 + 1, (y0 + 1) * size + x0, (y0 + 1) * size + x0 + 1], axis=-1)
+    weight = np.stack([(1 - dx) * (1 - dy), dx * (1 - dy), (1 - dx) * dy, dx * dy], axis=-1)
+    return index, weight

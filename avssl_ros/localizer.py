@@ -1,0 +1,270 @@
+"""The whole system without ROS: an image and a sound to sources, and a stream of them to tracks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from avssl_ros import features, fusion
+from avssl_ros.clustering import Cluster, cluster
+from avssl_ros.encoders import Encoders
+from avssl_ros.geometry import (
+    ViewLayout,
+    angle_between,
+    cut_views,
+    perspective_pixel_to_direction,
+    pixel_to_direction,
+    sphere_grid,
+)
+from avssl_ros.scene import Event, Localization, Source, Unseen
+from avssl_ros.tracking import Tracker, TrackingConfig
+
+MAP_WIDTH = 256  # of the equirectangular map, cells of 1.4 degrees
+PROJECTIONS = ("equirectangular", "perspective")
+PATCH_SECONDS = features.PATCH * features.HOP / features.SAMPLE_RATE
+RECENT_SECONDS = 0.5  # of the window decide what sounds now in a stream; the rest is context for the encoder
+LARGEST_TIME_STEP = 10.0  # seconds; a later frame than that starts the tracks afresh
+
+
+class Localizer:
+    """Finds what sounds, and where.
+
+    Args:
+        models: model folder; None for the shipped models.
+        providers: ONNX Runtime provider name(s); None chooses CUDA or TensorRT where present, else the CPU.
+        threads: CPU threads of the networks; None leaves it to ONNX Runtime.
+        layout: perspective views cut from an equirectangular image; None for four at 0, 90, 180 and 270 degrees.
+        fov_deg: horizontal field of view of images with projection="perspective", degrees, 20..160.
+
+    Raises:
+        FileNotFoundError, ValueError: a missing or altered model, an unknown provider, values out of range.
+    """
+
+    def __init__(self, models=None, providers=None, threads=None, layout: ViewLayout | None = None, fov_deg=90.0):
+        if not 20.0 <= fov_deg <= 160.0:
+            raise ValueError(f"fov_deg must be 20..160 degrees, got {fov_deg}")
+        self.encoders = Encoders(models, providers, threads)
+        self.manifest = self.encoders.manifest
+        self.providers = self.encoders.providers
+        self.labels = tuple(self.manifest["labels"])
+        self.window_seconds: float = self.manifest["audio"]["seconds"]
+        self.sample_rate: int = features.SAMPLE_RATE
+        self.layout = layout or ViewLayout()
+        self.fov_deg = float(fov_deg)
+        self.prototypes = np.asarray(self.manifest["prototypes"], dtype=np.float32)
+        self.decision = self.manifest["decision"]
+
+    def localize(self, image, audio, sample_rate, projection: str = "equirectangular") -> Localization:
+        """Sources in one image with the sound that belongs to it; no state is kept.
+
+        Args:
+            image: RGB uint8 (H, W, 3); equirectangular images are twice as wide as high.
+            audio: mono float32 (n,) in [-1, 1] (int16 and channels are accepted); the last `window_seconds` count.
+            sample_rate: of the audio, 4 kHz to 192 kHz.
+            projection: "equirectangular", or "perspective" for an ordinary image as one view along azimuth 0.
+
+        Raises:
+            ValueError: an image or sound that is not of this kind; the text says what was got and what is wanted.
+        """
+        scene = self._localize(image, audio, sample_rate, projection, self.decision["publish"], recent=None)
+        return replace(scene, sources=tuple(sorted(scene.sources, key=lambda source: -source.confidence)))
+
+    def stream(self, projection: str = "equirectangular", **tracking) -> LocalizerStream:
+        """A stream with identities, onsets and offsets; keyword arguments are the fields of TrackingConfig."""
+        _check_projection(projection)
+        return LocalizerStream(self, projection, TrackingConfig(**tracking))
+
+    def _localize(self, image, audio, sample_rate, projection, publish, recent: float | None) -> Localization:
+        _check_projection(projection)
+        image = check_image(image, projection)
+        samples = features.as_mono(audio, sample_rate)
+        views, surface = self.cut(image, projection)
+        clusters = self.hear(samples, views, recent)
+        if clusters is None:
+            return Localization((), np.zeros(surface.azimuth.shape, np.float32), (), active=False)
+        clusters, visual = clusters
+        sources, unseen = [], []
+        for sound in clusters:
+            found = self._sources(sound, visual, surface, publish)
+            sources += found
+            unseen += [] if found else self._unseen(sound)
+        sources = _without_doubles(sources)
+        joint = np.max([source.map for source in sources], axis=0) if sources else np.zeros(surface.azimuth.shape, np.float32)
+        return Localization(tuple(sources), joint, tuple(unseen), active=True)
+
+    def cut(self, image: np.ndarray, projection: str) -> tuple[np.ndarray, fusion.Surface]:
+        """The views (N, H, W, 3) uint8 that the network sees of a checked image, and the surface their maps are drawn on."""
+        size, stride = self.encoders.size, self.encoders.stride
+        if projection == "equirectangular":
+            return cut_views(image, self.layout, size), sphere_surface(self.layout, size // stride)
+        view = fit_to_network(image, size)
+        rows, columns = view.shape[0] // stride, view.shape[1] // stride
+        return view[None], plane_surface(rows, columns, image.shape[0] / image.shape[1], self.fov_deg)
+
+    def hear(self, samples: np.ndarray, views: np.ndarray, recent: float | None):
+        """Clusters of the sound and the views' embeddings (P, D), or None when there is nothing above the floor.
+
+        Args:
+            samples: (n,) float32 at features.SAMPLE_RATE. views: as from `cut`.
+            recent: seconds at the end of the window that decide what sounds now; None for all of it.
+        """
+        window = int(self.window_seconds * features.SAMPLE_RATE)
+        samples = samples[-window:]
+        judged = samples if recent is None else samples[-int(recent * features.SAMPLE_RATE) :]
+        if features.loudest_block_db(judged) < self.decision["level_floor_db"]:
+            return None
+        power = features.mel_power(np.pad(samples, (window - len(samples), 0)))
+        audio = self.encoders.audio(features.normalised_log(power)[None])[0]
+        weight = audible(features.patch_power(power))
+        if recent is not None:
+            weight[:, : -int(np.ceil(recent / PATCH_SECONDS))] = 0.0
+        visual = self.encoders.visual(views).reshape(-1, self.encoders.dimensions)
+        dimensions = self.encoders.dimensions
+        return cluster(visual, audio.reshape(-1, dimensions), weight.ravel(), self.decision), visual
+
+    def _sources(self, sound: Cluster, visual: np.ndarray, surface: fusion.Surface, publish: float) -> list[Source]:
+        evidence, regions, rows = fusion.candidates(visual, sound, surface)
+        class_id = int((self.prototypes @ sound.centroid).argmax())
+        sources = []
+        claims = np.array([fusion.confidence(row, self.decision["source"]) for row in rows])
+        for region, confidence in zip(regions, fusion.exclusive(claims).tolist()):
+            if confidence >= publish:
+                drawn = np.where(region.mask, np.clip(evidence / region.peak, 0, 1) * confidence, 0).astype(np.float32)
+                sources.append(Source(region.azimuth, region.elevation, region.extent, confidence,
+                                      self.labels[class_id], class_id, sound.centroid.astype(np.float32), drawn))
+        return sources
+
+    def _unseen(self, sound: Cluster) -> list[Unseen]:
+        closeness = self.prototypes @ sound.sound
+        class_id = int(closeness.argmax())
+        evidence = np.array([sound.gate * float(closeness[class_id])])
+        confidence = fusion.confidence(evidence, self.decision["unseen"])
+        if confidence < self.decision["publish_unseen"]:
+            return []
+        return [Unseen(self.labels[class_id], class_id, confidence, sound.sound.astype(np.float32))]
+
+
+class LocalizerStream:
+    """Frames of one camera and microphone in the order of their capture; adds id, state, onset and events."""
+
+    def __init__(self, localizer: Localizer, projection: str, config: TrackingConfig):
+        self._localizer, self._projection = localizer, projection
+        self._tracker = Tracker(config)
+        self._time: float | None = None
+
+    @property
+    def config(self) -> TrackingConfig:
+        return self._tracker.config
+
+    def configure(self, **changes) -> None:
+        """Changes tracking thresholds while running, all or nothing; ValueError names the range."""
+        self._tracker.config = replace(self._tracker.config, **changes)
+
+    def process(self, image, audio, sample_rate, time: float) -> Localization:
+        """Like Localizer.localize for the frame captured at `time` (seconds) and the sound that ends then.
+
+        A time that jumps back, or more than 10 s ahead, ends all tracks and starts afresh. Raises ValueError on a bad
+        image or sound; the stream goes on with the next.
+        """
+        scene = self._localizer._localize(
+            image, audio, sample_rate, self._projection, self.config.offset_confidence, RECENT_SECONDS
+        )
+        ended = ()
+        if self._time is not None and not 0.0 <= time - self._time <= LARGEST_TIME_STEP:
+            ended = self._tracker.end()
+        self._time = time
+        sources, events = self._tracker.update(scene.sources, time)
+        maps = [source.map for source in sources]
+        joint = np.max(maps, axis=0) if maps else np.zeros_like(scene.map)
+        named = {source.class_id for source in sources}
+        unseen = tuple(sound for sound in scene.unseen if sound.class_id not in named)
+        return Localization(sources, joint, unseen, scene.active, time, ended + events)
+
+    def silence(self, time: float) -> tuple[Event, ...]:
+        """Ends all tracks when a sensor is gone; returns their offset events."""
+        self._time = time
+        return self._tracker.end()
+
+    def reset(self) -> None:
+        """Forgets all tracks, without events."""
+        self._tracker.end()
+        self._time = None
+
+
+def audible(power: np.ndarray) -> np.ndarray:
+    """1.0 for time-frequency patches that are heard, 0.0 for those silent in themselves or 50 dB below the loudest."""
+    return (power > max(features.SILENCE, 1e-5 * float(power.max()))).astype(np.float32)
+
+
+def check_image(image, projection: str) -> np.ndarray:
+    """The image, if it is RGB uint8 (H, W, 3) of a usable size; ValueError otherwise."""
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be RGB uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    height, width = image.shape[:2]
+    if height < 32 or width < 32 or height * width > 200_000_000:
+        raise ValueError(f"image must be at least 32 x 32 and at most 200 megapixels, got {width} x {height}")
+    if projection == "equirectangular" and not 1.9 <= width / height <= 2.1:
+        raise ValueError(
+            f"an equirectangular image is twice as wide as high, got {width} x {height}; "
+            'use projection="perspective" for an ordinary image'
+        )
+    return image
+
+
+def _check_projection(projection: str) -> None:
+    if projection not in PROJECTIONS:
+        raise ValueError(f"projection must be one of {PROJECTIONS}, got {projection!r}")
+
+
+def fit_to_network(image: np.ndarray, size: int) -> np.ndarray:
+    """An ordinary image scaled so that its shorter side is `size` and the other the nearest multiple of 32, <= 4 size."""
+    height, width = image.shape[:2]
+    scale = size / min(height, width)
+    fitted = [min(4 * size, max(size, int(round(length * scale / 32)) * 32)) for length in (height, width)]
+    return cv2.resize(image, (fitted[1], fitted[0]), interpolation=cv2.INTER_AREA)
+
+
+@lru_cache(maxsize=8)
+def sphere_surface(layout: ViewLayout, patches: int) -> fusion.Surface:
+    """The whole sphere, MAP_WIDTH cells around."""
+    grid = sphere_grid(layout, patches, MAP_WIDTH)
+    height, width = grid.seen.shape
+    azimuth, elevation = pixel_to_direction(*np.meshgrid(np.arange(width), np.arange(height)), width, height)
+    area = np.cos(elevation) * (2 * np.pi / width) * (np.pi / height)
+    return fusion.Surface(azimuth, elevation, area, True, grid.project)
+
+
+@lru_cache(maxsize=8)
+def plane_surface(rows: int, columns: int, aspect: float, fov_deg: float, scale: int = 8) -> fusion.Surface:
+    """The plane of an ordinary image: `scale` cells for each patch; `aspect` is the image's height / width."""
+    height, width = rows * scale, columns * scale
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    # The network's view may be stretched by up to half a patch: directions follow the image's own shape.
+    image_height = width * aspect
+    azimuth, elevation = perspective_pixel_to_direction(x, (y + 0.5) * image_height / height - 0.5, width, image_height, fov_deg)
+    focal = width / 2 / np.tan(np.radians(fov_deg) / 2)
+    area = (np.cos(azimuth) * np.cos(elevation)) ** 3 / focal**2 * (image_height / height)
+
+    def project(values: np.ndarray) -> np.ndarray:
+        maps = [cv2.resize(v.reshape(rows, columns).astype(np.float32), (width, height)) for v in values]
+        return np.stack(maps)
+
+    return fusion.Surface(azimuth, elevation, area, False, project)
+
+
+def _without_doubles(sources: list[Source]) -> list[Source]:
+    """Drops the weaker of two sources of different sounds that lie on the same thing."""
+    kept: list[Source] = []
+    for source in sorted(sources, key=lambda source: -source.confidence):
+        apart = all(
+            angle_between(source.azimuth, source.elevation, other.azimuth, other.elevation)
+            > max(source.extent, other.extent)
+            for other in kept
+        )
+        if apart:
+            kept.append(source)
+    return kept

@@ -1,0 +1,174 @@
+"""Identities over time: which source of this frame is which of the last, when it began and when it fell silent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from avssl_ros.geometry import angle_between, direction_to_vector, vector_to_direction
+from avssl_ros.scene import Event, Source
+
+SMOOTHING_SECONDS = 0.25  # time constant of direction and confidence
+CHANGE_DEG = 15.0  # a source that moved this far since it was last announced is announced again
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Two-threshold hysteresis with minimum durations, all in seconds and degrees.
+
+    Attributes:
+        onset_confidence: a track is published once its confidence reached this, 0..1,
+        min_on_seconds: and it has been seen for so long;
+        offset_confidence: it ends once its confidence stayed below this, 0..onset_confidence,
+        min_off_seconds: for so long.
+        max_step_deg: largest jump of one identity between two frames.
+    """
+
+    onset_confidence: float = 0.45
+    offset_confidence: float = 0.25
+    min_on_seconds: float = 0.2
+    min_off_seconds: float = 0.5
+    max_step_deg: float = 25.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.offset_confidence <= self.onset_confidence <= 1.0:
+            raise ValueError(
+                "thresholds must be 0 <= offset_confidence <= onset_confidence <= 1, got "
+                f"offset {self.offset_confidence} and onset {self.onset_confidence}"
+            )
+        for name in ("min_on_seconds", "min_off_seconds"):
+            if not 0.0 <= getattr(self, name) <= 10.0:
+                raise ValueError(f"{name} must be 0..10 seconds, got {getattr(self, name)}")
+        if not 1.0 <= self.max_step_deg <= 180.0:
+            raise ValueError(f"max_step_deg must be 1..180 degrees, got {self.max_step_deg}")
+
+
+@dataclass
+class _Track:
+    """A source followed over time; `source` is the smoothed state, `id` is None until it is published."""
+
+    source: Source
+    first_time: float
+    last_time: float  # of the last frame, whether seen in it or not
+    heard_time: float  # of the last frame in which it was above the offset threshold
+    votes: dict[tuple[int, str], float] = field(default_factory=dict)
+    id: int | None = None
+    announced: Source | None = None
+
+
+class Tracker:
+    """Turns the sources of single frames into tracks with identity, onset and offset."""
+
+    def __init__(self, config: TrackingConfig | None = None):
+        self.config = config or TrackingConfig()
+        self._tracks: list[_Track] = []
+        self._ids = count(1)
+
+    def update(self, sources: tuple[Source, ...], time: float) -> tuple[tuple[Source, ...], tuple[Event, ...]]:
+        """Published sources, strongest first, and the events of this frame.
+
+        Args:
+            sources: of one frame, with confidences down to `offset_confidence`.
+            time: capture time in seconds, later than that of the frame before.
+        """
+        matched = self._match(sources)
+        for index, track in enumerate(self._tracks):
+            self._advance(track, sources[matched[index]] if index in matched else None, time)
+        for index in set(range(len(sources))) - set(matched.values()):
+            self._tracks.append(_Track(sources[index], time, time, time, {_name(sources[index]): sources[index].confidence}))
+        events = self._onsets(time) + self._changes(time) + self._offsets(time)
+        return self._published(events), tuple(events)
+
+    def end(self) -> tuple[Event, ...]:
+        """Ends all tracks, for a sensor that is gone or a clock that jumped; returns their offsets."""
+        events = tuple(Event("offset", track.heard_time, track.source) for track in self._tracks if track.id is not None)
+        self._tracks.clear()
+        return events
+
+    def _match(self, sources: tuple[Source, ...]) -> dict[int, int]:
+        """Track index to source index: nearest in direction and alike in the embedding (Hungarian method)."""
+        if not self._tracks or not sources:
+            return {}
+        limit = np.radians(self.config.max_step_deg)
+        tracks = [track.source for track in self._tracks]
+        angle = angle_between(*_directions(tracks, 1), *_directions(sources, 0))
+        alike = np.stack([t.embedding for t in tracks]) @ np.stack([s.embedding for s in sources]).T
+        cost = angle / limit + 0.5 * (1.0 - alike)
+        pairs = zip(*linear_sum_assignment(np.where(angle > limit, 1e6, cost)))
+        return {int(track): int(source) for track, source in pairs if angle[track, source] <= limit}
+
+    def _advance(self, track: _Track, seen: Source | None, time: float) -> None:
+        keep = float(np.exp(-max(time - track.last_time, 0.0) / SMOOTHING_SECONDS))
+        track.last_time = time
+        if seen is None:
+            blank = np.zeros_like(track.source.map)
+            track.source = replace(track.source, confidence=keep * track.source.confidence, map=blank)
+            return
+        if seen.confidence >= self.config.offset_confidence:
+            track.heard_time = time
+        track.votes = {name: keep * vote for name, vote in track.votes.items()}
+        track.votes[_name(seen)] = track.votes.get(_name(seen), 0.0) + seen.confidence
+        class_id, label = max(track.votes, key=track.votes.get)
+        azimuth, elevation = _between(track.source, seen, keep)
+        smoothed = keep * track.source.confidence + (1 - keep) * seen.confidence
+        track.source = replace(
+            seen, azimuth=azimuth, elevation=elevation, class_id=class_id, label=label, confidence=smoothed,
+            id=track.id, onset=track.source.onset,
+        )  # fmt: skip
+
+    def _onsets(self, time: float) -> list[Event]:
+        events = []
+        for track in self._tracks:
+            ripe = time - track.first_time >= self.config.min_on_seconds and track.heard_time == time
+            if track.id is None and ripe and track.source.confidence >= self.config.onset_confidence:
+                track.id = next(self._ids)
+                track.source = replace(track.source, id=track.id, onset=track.first_time)
+                track.announced = track.source
+                events.append(Event("onset", track.first_time, track.source))
+        return events
+
+    def _changes(self, time: float) -> list[Event]:
+        events = []
+        for track in self._tracks:
+            if track.announced is None or track.heard_time != time:
+                continue
+            moved = angle_between(track.source.azimuth, track.source.elevation,
+                                  track.announced.azimuth, track.announced.elevation)  # fmt: skip
+            if track.source.label != track.announced.label or moved > np.radians(CHANGE_DEG):
+                track.announced = track.source
+                events.append(Event("change", time, track.source))
+        return events
+
+    def _offsets(self, time: float) -> list[Event]:
+        """Drops tracks that were silent for long enough; a track never published goes without an event."""
+        ended = [track for track in self._tracks if time - track.heard_time > self._patience(track)]
+        self._tracks = [track for track in self._tracks if not any(track is other for other in ended)]
+        return [Event("offset", track.heard_time, track.source) for track in ended if track.id is not None]
+
+    def _patience(self, track: _Track) -> float:
+        return self.config.min_off_seconds if track.id is not None else min(self.config.min_off_seconds, 0.3)
+
+    def _published(self, events: list[Event]) -> tuple[Source, ...]:
+        new = {event.source.id for event in events if event.kind == "onset"}
+        sources = [replace(track.source, state="onset" if track.id in new else "active")
+                   for track in self._tracks if track.id is not None]  # fmt: skip
+        return tuple(sorted(sources, key=lambda source: -source.confidence))
+
+
+def _name(source: Source) -> tuple[int, str]:
+    return source.class_id, source.label
+
+
+def _directions(sources, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    azimuth, elevation = (np.array([getattr(s, name) for s in sources]) for name in ("azimuth", "elevation"))
+    return np.expand_dims(azimuth, axis), np.expand_dims(elevation, axis)
+
+
+def _between(old: Source, new: Source, keep: float) -> tuple[float, float]:
+    """Direction between two, on the sphere, so that it is right across the seam."""
+    vector = keep * direction_to_vector(old.azimuth, old.elevation)
+    azimuth, elevation = vector_to_direction(vector + (1 - keep) * direction_to_vector(new.azimuth, new.elevation))
+    return float(azimuth), float(elevation)

@@ -1,0 +1,178 @@
+"""Where pictures come from when they come from files: videos frame by frame, single images, and their projection.
+
+    video = VideoFile("walk.mp4")
+    print(video.projection, video.projection_reason)
+    for time, image in video:          # seconds, RGB uint8 (height, width, 3)
+        ...
+    if video.error: print(video.error)    # the file was cut off or damaged; what could be read was given
+
+The projection is read from spherical metadata, which FFmpeg decodes from Google's Spherical Video V1 and V2 boxes (mp4)
+and from Matroska, and which PyAV hands over with each frame; without it a 2:1 shape is taken for 360 degrees.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from avssl_ros.audio_input import open_media
+
+MAX_PIXELS = 1 << 26  # 67 megapixels, an 11K panorama: 200 MB as RGB
+EQUIRECTANGULAR_TOLERANCE = 0.02  # how far width / height may be from 2: codecs and cameras round to multiples of 16
+# libavutil/spherical.h, enum AVSphericalProjection
+SPHERICAL_PROJECTIONS = ("equirectangular", "cubemap", "cropped equirectangular", "half equirectangular")
+SPHERICAL_PROJECTIONS += ("rectilinear", "fisheye", "parametric immersive")
+STEREO_LAYOUTS = {1: "side by side", 2: "top and bottom"}  # libavutil/stereo3d.h, enum AVStereo3DType
+
+
+class VideoFile:
+    """A video file. Iterating gives (time in seconds, image RGB uint8 (height, width, 3)), upright, in order.
+
+    Args:
+        path: any video PyAV opens.
+        projection: "auto", or "equirectangular" or "perspective" to overrule what the file looks like.
+
+    Attributes:
+        fps, width, height: of the upright picture.
+        duration: seconds that the file says it has, or None.
+        has_audio: whether it has a sound stream.
+        projection, projection_reason: "equirectangular" or "perspective", and why, for a person.
+        error: None, or after iterating what is wrong with the file; every frame that could be read was given.
+
+    Raises FileNotFoundError, or ValueError where the file is empty, no video, larger than MAX_PIXELS, without one
+    readable frame, or in a projection the localizer does not know.
+    """
+
+    def __init__(self, path: str | Path, projection: str = "auto"):
+        self.path = Path(path)
+        self.error: str | None = None
+        with open_media(self.path) as container:
+            stream = _picture_stream(container, self.path)
+            self.fps = float(stream.average_rate or stream.guessed_rate or 25)
+            self.duration = float(stream.duration * stream.time_base) if stream.duration else None
+            if self.duration is None and container.duration:
+                self.duration = container.duration / av.time_base
+            self.has_audio = bool(container.streams.audio)
+            try:
+                first = next(container.decode(stream), None)
+            except av.error.FFmpegError as error:
+                raise ValueError(f"{self.path}: not one frame of the video can be decoded ({error})") from error
+        if first is None:
+            raise ValueError(f"{self.path}: the video has no frames; it was probably cut off")
+        self.height, self.width = _upright(first).shape[:2]
+        if projection == "auto":
+            self.projection, self.projection_reason = _projection_of_frame(first, self.width, self.height, self.path)
+        else:
+            self.projection, self.projection_reason = _given(projection)
+
+    def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
+        end, count = 0.0, 0
+        with open_media(self.path) as container:
+            stream = _picture_stream(container, self.path)
+            stream.thread_type = "AUTO"
+            try:
+                for frame in container.decode(stream):
+                    time = count / self.fps if frame.time is None else float(frame.time)
+                    image = _upright(frame)
+                    if image.shape[:2] != (self.height, self.width):
+                        image = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
+                    end, count = time + 1 / self.fps, count + 1
+                    yield time, image
+            except av.error.FFmpegError as error:
+                self.error = f"{self.path} is damaged or cut off: its video can be read up to {end:.1f} s ({error})"
+        promised = self.duration if "mp4" in container.format.name else None
+        if self.error is None and promised and end < promised - max(0.5, 0.02 * promised):
+            self.error = f"{self.path} is cut off: its video ends at {end:.1f} s of {promised:.1f} s"
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """A picture file as RGB uint8 (height, width, 3), upright as its EXIF data say.
+
+    Raises FileNotFoundError, or ValueError where it is no picture or larger than MAX_PIXELS.
+    """
+    path = Path(path)
+    with open_media(path) as container:  # only looks at the size, so that nothing huge is decoded
+        _picture_stream(container, path)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{path} cannot be decoded as a picture; give a JPEG, PNG, WebP, BMP or TIFF file")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether the file is a still picture rather than a video or sound. Raises as `read_image` does."""
+    with open_media(Path(path)) as container:
+        return container.format.name == "image2" or container.format.name.endswith("_pipe")
+
+
+def image_projection(path: str | Path, image: np.ndarray, projection: str = "auto") -> tuple[str, str]:
+    """The projection of a picture file and why: as given, else by its Photo Sphere (GPano) metadata, else its shape."""
+    if projection != "auto":
+        return _given(projection)
+    with Path(path).open("rb") as file:
+        head = file.read(1 << 18)  # XMP stands in the first segments
+    if b"GPano:ProjectionType" in head and b"equirectangular" in head:
+        return "equirectangular", "its Photo Sphere metadata say so"
+    return _projection_of_shape(image.shape[1], image.shape[0])
+
+
+def _given(projection: str) -> tuple[str, str]:
+    if projection not in ("equirectangular", "perspective"):
+        raise ValueError(f"projection must be auto, equirectangular or perspective, got {projection!r}")
+    return projection, "it was given"
+
+
+def _picture_stream(container, path: Path):
+    """The first video stream that is no cover picture, with its decoder limited to MAX_PIXELS."""
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not streams:
+        raise ValueError(f"{path} has no picture, only sound; give a video or an image")
+    stream = streams[0]
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{path} has {width}x{height} pixels, more than the {MAX_PIXELS >> 20} million that are read; scale it down"
+        )
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # frames may be larger than the header says
+    return stream
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """RGB uint8 (height, width, 3), turned as the display matrix says (telephones store portrait videos lying)."""
+    image = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+
+
+def _projection_of_frame(frame: av.VideoFrame, width: int, height: int, path: Path) -> tuple[str, str]:
+    # By index, which means the same in every PyAV: iterating gives the data up to version 18, their types from 19 on.
+    side_data = {data.type.name: bytes(data) for data in map(frame.side_data.__getitem__, range(len(frame.side_data)))}
+    stereo = STEREO_LAYOUTS.get(struct.unpack_from("=i", side_data["STEREO3D"])[0]) if "STEREO3D" in side_data else None
+    if stereo:
+        raise ValueError(
+            f"{path} is a stereo video ({stereo}); cut out one eye first, e.g. "
+            "'ffmpeg -i in.mp4 -vf stereo3d=abl:ml out.mp4' for top and bottom, or give --projection to overrule"
+        )
+    if "SPHERICAL" not in side_data:
+        return _projection_of_shape(width, height)
+    (code,) = struct.unpack_from("=i", side_data["SPHERICAL"])
+    name = SPHERICAL_PROJECTIONS[code] if code < len(SPHERICAL_PROJECTIONS) else f"unknown ({code})"
+    if name == "equirectangular":
+        return "equirectangular", "its spherical metadata say so"
+    if name == "rectilinear":
+        return "perspective", "its spherical metadata say that it is rectilinear"
+    raise ValueError(
+        f"{path}: its spherical metadata say {name}, which is not supported; convert it with FFmpeg's v360 filter to "
+        "equirectangular, or give --projection to overrule"
+    )
+
+
+def _projection_of_shape(width: int, height: int) -> tuple[str, str]:
+    shape = f"{width}x{height}"
+    if abs(width / height - 2.0) <= 2.0 * EQUIRECTANGULAR_TOLERANCE:
+        return "equirectangular", f"no spherical metadata, and {shape} is the 2:1 shape of a 360 degree picture"
+    return "perspective", f"no spherical metadata, and {shape} is not the 2:1 shape of a 360 degree picture"

@@ -1,0 +1,175 @@
+"""What the ROS tests share: nodes as processes, a peer that subscribes as a user's program would, a sensor feed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rclpy
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CompressedImage, PointCloud2
+from std_msgs.msg import Header
+
+from avssl_ros.ros import converters
+
+LOUDNESS_NODE = [str(Path(__file__).with_name("localizer_with_loudness_model.py"))]
+LOCALIZER, PLAYER, OVERLAY = (
+    ["-m", f"avssl_ros.ros.{name}"] for name in ("localizer_node", "scene_player", "overlay_node")
+)
+
+
+class Processes:
+    """Starts nodes in this test's own domain and ends them with it."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._started: list[subprocess.Popen] = []
+
+    def start(self, program: list[str], *arguments: str, **parameters) -> subprocess.Popen:
+        """`python program --ros-args -p name:=value ...`; its output goes to `log_of(process)`."""
+        ros = [item for name, value in parameters.items() for item in ("-p", f"{name}:={_yaml(value)}")]
+        log = self._folder / f"{len(self._started)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, *program, "--ros-args", *arguments, *ros], stdout=output, stderr=subprocess.STDOUT
+            )
+        process.log = log
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def _yaml(value) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value
+
+
+def log_of(process: subprocess.Popen) -> str:
+    return process.log.read_text(errors="replace")
+
+
+def terminate(process: subprocess.Popen, number: int = signal.SIGTERM) -> tuple[int, float]:
+    """Exit status and seconds it took; fails after 10 s."""
+    start = time.monotonic()
+    process.send_signal(number)
+    return process.wait(timeout=10), time.monotonic() - start
+
+
+class Peer:
+    """A user's program: a node of its own, spinning in a thread."""
+
+    def __init__(self):
+        self.node = rclpy.create_node(f"peer_{os.getpid()}")
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        while not self._stopping.is_set():
+            self._executor.spin_once(timeout_sec=0.05)
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self._executor.shutdown()
+        self.node.destroy_node()
+
+    def collect(self, message_type, topic: str) -> list:
+        """A list that fills with what arrives."""
+        messages: list = []
+        self.node.create_subscription(message_type, topic, messages.append, 100)
+        return messages
+
+    def set_parameter(self, node: str, name: str, value):
+        """The node's SetParametersResult."""
+        client = self.node.create_client(SetParameters, f"/{node}/set_parameters")
+        assert client.wait_for_service(10.0)
+        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+        answer = client.call_async(request)
+        wait_until(answer.done, 10.0, "the answer to a parameter request")
+        return answer.result().results[0]
+
+
+def wait_until(condition, seconds: float, what) -> None:
+    """Return once `condition()` is true; fail after `seconds`, saying `what` (text, or what makes it) was awaited."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"waited {seconds} s in vain for {what() if callable(what) else what}"
+        time.sleep(0.02)
+
+
+class Feed:
+    """A camera (one bright spot on a dark panorama, JPEG) and a microphone (noise) on the topics of the localizer."""
+
+    BLOCK = 0.05
+
+    def __init__(self, peer: Peer, rate: float = 10.0, size: tuple[int, int] = (512, 256), azimuth_deg: float = 90.0):
+        self._peer = peer
+        self.images = peer.node.create_publisher(CompressedImage, "image/compressed", QoSProfile(depth=5))
+        self.sound = peer.node.create_publisher(PointCloud2, "audio", QoSProfile(depth=100))
+        self.camera_on = self.microphone_on = True
+        self.loudness = 0.2
+        self.sound_clock_offset = 0.0  # seconds by which the microphone's clock is wrong
+        self.stamps: list[tuple[int, int]] = []
+        self._jpeg = jpeg_with_spot(size, azimuth_deg)
+        self._rate = rate
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._film, self._record)]
+
+    def __enter__(self) -> Feed:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def header(self) -> Header:
+        return Header(stamp=self._peer.node.get_clock().now().to_msg(), frame_id="camera")
+
+    def _film(self) -> None:
+        while not self._stopping.wait(1 / self._rate):
+            if self.camera_on:
+                header = self.header()
+                self.stamps.append((header.stamp.sec, header.stamp.nanosec))
+                self.images.publish(CompressedImage(header=header, format="jpeg", data=self._jpeg))
+
+    def _record(self, sample_rate: int = 16000) -> None:
+        noise = np.random.default_rng(0)
+        last = time.time()
+        while not self._stopping.wait(self.BLOCK):
+            first, last = last, time.time()
+            samples = self.loudness * noise.standard_normal(round((last - first) * sample_rate)).astype(np.float32)
+            if self.microphone_on:
+                header = Header(stamp=converters.seconds_to_stamp(first + self.sound_clock_offset))
+                self.sound.publish(converters.sound_to_cloud(samples, sample_rate, header))
+
+
+def jpeg_with_spot(size: tuple[int, int], azimuth_deg: float) -> bytes:
+    width, height = size
+    image = np.full((height, width, 3), 40, np.uint8)
+    cv2.circle(image, (round((0.5 - azimuth_deg / 360) * width), height // 2), height // 16, (255, 255, 255), -1)
+    return cv2.imencode(".jpg", image)[1].tobytes()
+
+
+def stamp_of(message) -> tuple[int, int]:
+    return message.header.stamp.sec, message.header.stamp.nanosec

@@ -1,0 +1,48 @@
+"""The node `overlay`: pictures only while someone looks, each with its own stamp."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is absent: pip install -e '.[ros]'")
+
+from ros_graph import LOUDNESS_NODE, OVERLAY, Feed, log_of, stamp_of, terminate, wait_until
+from sensor_msgs.msg import CompressedImage, PointCloud2
+
+from avssl_ros.ros import converters
+
+pytestmark = pytest.mark.ros
+
+START_SECONDS = 30.0
+INPUTS = ("localizer/map", "localizer/scene")
+
+
+def test_the_overlay_works_only_while_someone_subscribes(processes, peer):
+    processes.start(LOUDNESS_NODE, audio_source="topic")
+    overlay = processes.start(OVERLAY)
+    sources = peer.collect(PointCloud2, "localizer/sources")
+
+    def idle() -> bool:
+        return not any(peer.node.count_subscribers(topic) for topic in INPUTS)
+
+    with Feed(peer) as feed:
+        wait_until(lambda: any(m.width for m in sources), START_SECONDS, "a source")
+        wait_until(lambda: peer.node.count_publishers("localizer/overlay/compressed"), START_SECONDS, "the overlay")
+        assert idle(), "the overlay subscribes although nobody looks"
+
+        pictures: list[CompressedImage] = []
+        watcher = peer.node.create_subscription(CompressedImage, "localizer/overlay/compressed", pictures.append, 10)
+        wait_until(lambda: len(pictures) >= 5, START_SECONDS, "pictures")
+        assert not idle()
+        peer.node.destroy_subscription(watcher)
+        wait_until(idle, 5.0, "the overlay to become idle again")
+
+    assert {stamp_of(picture) for picture in pictures} <= set(feed.stamps)
+    picture = converters.message_to_rgb(pictures[-1])
+    assert picture.shape == (256, 512, 3)
+    # The feed is grey with a white spot: all colour comes from the drawing, and it is around the spot, on the left.
+    colour = np.ptp(picture.astype(int), axis=2).max(axis=0) > 60
+    assert colour[64:256].any()
+    assert "left out" not in log_of(overlay)
+    assert terminate(overlay)[0] == 0

@@ -1,0 +1,103 @@
+"""The node `scene_player`: picture and sound of a file as sensors deliver them, together on one clock."""
+
+from __future__ import annotations
+
+import json
+
+import av
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is absent: pip install -e '.[ros]'")
+
+from ros_graph import LOUDNESS_NODE, PLAYER, log_of, terminate, wait_until
+from sensor_msgs.msg import CompressedImage, PointCloud2
+from std_msgs.msg import String
+
+from avssl_ros.ros import converters
+
+pytestmark = pytest.mark.ros
+
+FPS, RATE, SECONDS = 10, 16000, 3
+LOUD_FROM, LOUD_TO = 1.0, 2.0  # the picture is bright and the sound loud in between
+START_SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A video whose light and sound go on and off together. Uncompressed sound, so that its start is exact."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mov"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=FPS, width=256, height=128, pix_fmt="yuv420p")
+        sound = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        for index in range(FPS * SECONDS):
+            is_on = LOUD_FROM <= index / FPS < LOUD_TO
+            picture = np.full((128, 256, 3), 200 if is_on else 20, np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            samples = np.sin(np.arange(RATE // FPS) * 0.3) * (16000 if is_on else 0)
+            frame = av.AudioFrame.from_ndarray(samples.astype(np.int16)[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = RATE, index * RATE // FPS
+            container.mux(sound.encode(frame))
+        for stream in (video, sound):
+            container.mux(stream.encode(None))
+    return path
+
+
+def seconds(message) -> float:
+    return converters.stamp_to_seconds(message.header.stamp)
+
+
+def assert_on_grid(images: list, period: float) -> None:
+    """Stamps one period apart, or several where pictures in between were dropped; never in between."""
+    periods = np.diff([seconds(message) for message in images]) / period
+    np.testing.assert_allclose(periods, np.round(periods), atol=0.02)
+    assert (np.round(periods) >= 1).all()
+
+
+def test_pictures_and_sound_keep_the_files_own_time(processes, peer, clip):
+    images, sounds = peer.collect(CompressedImage, "image/compressed"), peer.collect(PointCloud2, "audio")
+    player = processes.start(PLAYER, file=str(clip), width=128)
+    assert player.wait(timeout=START_SECONDS) == 0, log_of(player)
+
+    assert 0.7 * FPS * SECONDS <= len(images) <= FPS * SECONDS  # a machine that is too busy may drop some
+    assert_on_grid(images, 1 / FPS)
+    blocks = [converters.cloud_to_sound(m) for m in sounds]
+    assert {rate for _, rate in blocks} == {RATE}
+    ends = [seconds(m) + len(block) / RATE for m, (block, _) in zip(sounds, blocks, strict=True)]
+    np.testing.assert_allclose([seconds(m) for m in sounds[1:]], ends[:-1], atol=1e-6)
+
+    pictures = [converters.message_to_rgb(m) for m in images]
+    assert pictures[0].shape == (64, 128, 3)
+    light = next(seconds(m) for m, picture in zip(images, pictures, strict=True) if picture.mean() > 100)
+    samples = np.concatenate([block for block, _ in blocks])
+    loud = seconds(sounds[0]) + np.argmax(np.abs(samples) > 0.1) / RATE
+    assert abs(loud - light) < 0.005
+    assert abs(light - seconds(images[0]) - LOUD_FROM) < 0.005
+
+
+def test_a_loop_goes_on_without_a_gap_until_a_signal(processes, peer, clip):
+    images, sounds = peer.collect(CompressedImage, "image/compressed"), peer.collect(PointCloud2, "audio")
+    player = processes.start(PLAYER, file=str(clip), loop=True, rate=5.0)
+    wait_until(lambda: len(images) >= 5 * SECONDS + 3, START_SECONDS, "the second loop")
+    assert terminate(player)[0] == 0, log_of(player)
+    assert_on_grid(images, 1 / 5)
+    lengths = [m.width / RATE for m in sounds[:-1]]
+    np.testing.assert_allclose(np.diff([seconds(m) for m in sounds]), lengths, atol=1e-6)
+
+
+def test_the_localizer_hears_the_player_in_step_with_its_pictures(processes, peer, clip):
+    images, events = peer.collect(CompressedImage, "image/compressed"), peer.collect(String, "localizer/events")
+    processes.start(LOUDNESS_NODE, audio_source="topic")
+    wait_until(lambda: peer.node.count_publishers("localizer/events"), START_SECONDS, "the localizer")
+    processes.start(PLAYER, file=str(clip), subscribers=2)
+    wait_until(lambda: len(events) == 2, START_SECONDS, "onset and offset")
+    onset, offset = (json.loads(message.data)["time"] for message in events)
+    # The loudness model judges the last 0.2 s, and pictures come every 0.1 s.
+    assert 0 <= onset - (seconds(images[0]) + LOUD_FROM) < 0.35
+    assert 0 <= offset - (seconds(images[0]) + LOUD_TO) < 0.45
+
+
+def test_a_file_that_cannot_be_played_is_named(processes, tmp_path):
+    player = processes.start(PLAYER, file=str(tmp_path / "none.mp4"))
+    assert player.wait(timeout=START_SECONDS) == 1
+    assert "none.mp4 does not exist" in log_of(player)

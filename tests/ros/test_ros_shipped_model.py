@@ -1,0 +1,49 @@
+"""The node with the shipped models, fed by the scene player: the short form of benchmarks/node_dds.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is absent: pip install -e '.[ros]'")
+
+from ros_graph import LOCALIZER, log_of
+
+pytestmark = pytest.mark.ros
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "node_dds.py"
+
+
+def test_large_images_are_answered_each_with_its_own_stamp(tmp_path):
+    report = tmp_path / "node_dds.json"
+    command = [sys.executable, str(BENCHMARK), "--seconds", "10", "--json", str(report)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stdout + run.stderr
+    figures = json.loads(report.read_text())
+    # How many there are depends on what else this machine does; on an idle one all 100 are accepted.
+    assert figures["images_published"] >= 20 and figures["images_accepted"] >= 10, figures
+    assert figures["answered_of_accepted"] >= 0.95, figures
+    assert figures["answers_with_a_foreign_stamp"] == 0, figures
+    assert figures["maps"] >= 0.95 * figures["answers"], figures
+    # The demo scene begins with a sheep that bleats, so there is something to mark.
+    assert figures["sources_published"] > 0 and figures["marker_messages"] > 0, figures
+    assert figures["bad_images"] == figures["bad_sound"] == 0, figures
+
+
+@pytest.mark.parametrize(
+    "parameters, said",
+    [
+        ({"models": "/no/such/folder"}, "/no/such/folder"),
+        ({"providers": ["NoSuchExecutionProvider"]}, "NoSuchExecutionProvider"),
+        ({"view_azimuths_deg": [0.0, 400.0]}, "[-360, 360]"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_named(processes, parameters, said):
+    process = processes.start(LOCALIZER, audio_source="topic", **parameters)
+    assert process.wait(timeout=60) == 1
+    last_line = log_of(process).strip().splitlines()[-1]
+    assert last_line.startswith("cannot start:") and said in last_line

@@ -1,0 +1,153 @@
+"""The library as a user calls it, on the shipped model and a scene whose truth is known (the demo's first seconds)."""
+
+import json
+
+import numpy as np
+import pytest
+
+from avssl_ros import Localizer
+from avssl_ros.audio_input import read_audio
+from avssl_ros.geometry import angle_between
+from avssl_ros.paths import demo_scene
+from avssl_ros.video_input import VideoFile
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def localizer():
+    return Localizer(threads=2)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """Frames by time, sound, rate and truth of the demo scene."""
+    path = demo_scene() / "scene.mp4"
+    truth = json.loads((demo_scene() / "scene.json").read_text())
+    frames = {round(time, 3): image for time, image in VideoFile(path)}
+    return frames, *read_audio(path), truth
+
+
+def moment(demo, time):
+    frames, sound, rate, _ = demo
+    nearest = min(frames, key=lambda t: abs(t - time))
+    return frames[nearest], sound[max(0, int((nearest - 2.0) * rate)) : int(nearest * rate)], rate
+
+
+def first_sounding(demo):
+    return min((s for s in demo[3]["sounding"]), key=lambda s: s["from"])
+
+
+def noise(seconds=2.0, level=0.05):
+    return (level * np.random.default_rng(0).standard_normal(int(seconds * RATE))).astype(np.float32)
+
+
+def picture(width=640, height=320):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_the_known_source_is_found_where_it_is(localizer, demo):
+    source = first_sounding(demo)
+    scene = localizer.localize(*moment(demo, (source["from"] + source["to"]) / 2 + 0.4))
+    assert scene.active and scene.sources
+    best = scene.sources[0]
+    truth = np.radians([source["azimuth_deg"], source["elevation_deg"]])
+    assert np.degrees(angle_between(best.azimuth, best.elevation, *truth)) <= 20
+    assert best.label in localizer.labels and np.linalg.norm(best.embedding) == pytest.approx(1.0, abs=1e-4)
+    assert scene.map.dtype == np.float32 and 0 < scene.map.max() <= 1 and scene.map.min() >= 0
+    assert scene.map.shape == best.map.shape == (128, 256)
+
+
+def test_turning_the_panorama_turns_the_answer(localizer, demo):
+    source = first_sounding(demo)
+    image, sound, rate = moment(demo, (source["from"] + source["to"]) / 2 + 0.4)
+    straight = localizer.localize(image, sound, rate).sources[0]
+    for degrees in (90, 180):  # a turn by whole views shows the network the same pictures
+        turned = localizer.localize(np.roll(image, -image.shape[1] * degrees // 360, axis=1), sound, rate).sources[0]
+        expected = straight.azimuth + np.radians(degrees)
+        assert np.degrees(angle_between(turned.azimuth, turned.elevation, expected, straight.elevation)) < 3
+
+
+def test_silence_says_so_and_costs_nothing(localizer, demo):
+    image, _, _ = moment(demo, 1.0)
+    for level in (0.0, 1e-5):
+        scene = localizer.localize(image, noise(level=level), RATE)
+        assert not scene.active and scene.sources == () and scene.unseen == () and not scene.map.any()
+
+
+def test_an_ordinary_image_is_one_view(localizer, demo):
+    image, sound, rate = moment(demo, 1.0)
+    scene = localizer.localize(image[:, 300:900], sound, rate, projection="perspective")
+    height, width = scene.map.shape
+    assert width / height == pytest.approx(600 / image.shape[0], rel=0.1)
+    assert all(abs(np.degrees(source.azimuth)) <= 46 for source in scene.sources)
+
+
+@pytest.mark.parametrize("rate", [8000, 96000])
+def test_telephone_and_studio_rates_work(localizer, rate):
+    scene = localizer.localize(picture(), np.tile(noise(), 12)[: rate * 2], rate)
+    assert scene.active
+
+
+@pytest.mark.parametrize(
+    "image, text",
+    [
+        (np.zeros((0, 0, 3), np.uint8), "at least 32 x 32"),
+        (np.zeros((320, 640), np.uint8), "RGB uint8"),
+        (np.zeros((320, 640, 1), np.uint8), "RGB uint8"),
+        (np.zeros((320, 640, 3), np.float32), "RGB uint8"),
+        (np.zeros((320, 320, 3), np.uint8), "twice as wide as high"),
+        (None, "RGB uint8"),
+    ],
+)
+def test_a_bad_image_is_refused_with_what_is_wanted(localizer, image, text):
+    with pytest.raises(ValueError, match=text):
+        localizer.localize(image, noise(), RATE)
+
+
+@pytest.mark.parametrize("audio", [np.zeros(0, np.float32), np.zeros(1, np.float32), np.full(RATE, np.nan, np.float32)])
+def test_bad_sound_is_refused(localizer, audio):
+    with pytest.raises(ValueError, match="audio"):
+        localizer.localize(picture(), audio, RATE)
+
+
+def test_an_unknown_projection_is_refused(localizer):
+    with pytest.raises(ValueError, match="projection must be one of"):
+        localizer.localize(picture(), noise(), RATE, projection="fisheye")
+
+
+def test_half_a_second_of_sound_is_enough(localizer):
+    assert localizer.localize(picture(), noise(0.5), RATE).active
+
+
+def run(stream, demo, start, end, rate=5.0):
+    scenes = [stream.process(*moment(demo, t), t) for t in np.arange(start, end, 1 / rate)]
+    return scenes, [event for scene in scenes for event in scene.events]
+
+
+def test_a_stream_tells_onset_and_offset(localizer, demo):
+    source = first_sounding(demo)
+    scenes, events = run(localizer.stream(), demo, 0.2, source["to"] + 2.0)
+    assert events[0].kind == "onset" and events[-1].kind == "offset"
+    assert source["from"] - 0.2 <= events[0].time <= source["from"] + 1.0
+    assert events[-1].time <= source["to"] + 0.8
+    assert any(s.sources and s.sources[0].id == events[0].source.id for s in scenes) and scenes[-1].sources == ()
+
+
+def test_a_stream_survives_bad_frames_and_jumps_of_time(localizer, demo):
+    source = first_sounding(demo)
+    stream = localizer.stream()
+    run(stream, demo, source["from"], source["to"])
+    with pytest.raises(ValueError):
+        stream.process(np.zeros((3, 3), np.uint8), noise(), RATE, source["to"])
+    image, sound, rate = moment(demo, source["to"])
+    scene = stream.process(image, sound, rate, 0.0)  # the clock jumped back
+    assert {event.kind for event in scene.events} <= {"offset"} and scene.sources == ()
+
+
+def test_thresholds_change_while_running_all_or_nothing(localizer):
+    stream = localizer.stream()
+    stream.configure(onset_confidence=0.7)
+    with pytest.raises(ValueError, match="0 <= offset_confidence <= onset_confidence"):
+        stream.configure(onset_confidence=0.1, min_on_seconds=0.0)
+    assert stream.config.onset_confidence == 0.7 and stream.config.min_on_seconds == 0.2

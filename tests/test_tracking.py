@@ -1,0 +1,81 @@
+"""Identity over time, onset and offset with hysteresis in seconds."""
+
+import numpy as np
+import pytest
+
+from avssl_ros.scene import Source
+from avssl_ros.tracking import Tracker, TrackingConfig
+
+RATE = 10.0
+
+
+def source(azimuth, confidence=0.9, label="dog", class_id=3):
+    embedding = np.eye(8, dtype=np.float32)[class_id]
+    return Source(azimuth, 0.0, 0.3, confidence, label, class_id, embedding, np.ones((4, 8), np.float32))
+
+
+def play(tracker, frames):
+    """Runs frames (tuples of sources) at RATE; returns the published sources of each and all events."""
+    published, events = [], []
+    for index, sources in enumerate(frames):
+        now, new = tracker.update(tuple(sources), index / RATE)
+        published.append(now)
+        events += new
+    return published, events
+
+
+def test_a_source_is_published_after_the_minimum_time_and_its_onset_is_when_it_began():
+    published, events = play(Tracker(), [[]] * 2 + [[source(0.5)]] * 5)
+    assert [len(sources) for sources in published] == [0, 0, 0, 0, 1, 1, 1]
+    assert events[0].kind == "onset" and events[0].time == pytest.approx(0.2)
+    assert published[4][0].state == "onset" and published[5][0].state == "active" and published[5][0].id == 1
+
+
+def test_a_single_frame_is_no_source():
+    published, events = play(Tracker(), [[source(0.5)], [], [], [], []])
+    assert not any(published) and not events
+
+
+def test_a_short_gap_keeps_the_identity_and_a_long_one_ends_it():
+    frames = [[source(0.5)]] * 5 + [[]] * 3 + [[source(0.5)]] * 5 + [[]] * 8
+    published, events = play(Tracker(), frames)
+    assert [event.kind for event in events] == ["onset", "offset"]
+    assert events[1].time == pytest.approx(1.2)  # when it was last heard, not when that was noticed
+    assert published[-1] == ()
+
+
+def test_confidence_between_the_thresholds_holds_but_does_not_start():
+    weak = [source(0.5, confidence=0.4)]
+    assert play(Tracker(), [weak] * 10)[1] == []
+    _, events = play(Tracker(), [[source(0.5)]] * 5 + [weak] * 20)
+    assert [event.kind for event in events] == ["onset"]
+
+
+def test_identities_cross_the_seam():
+    published, _ = play(Tracker(), [[source(np.pi - 0.3 + 0.05 * i - (2 * np.pi if i > 6 else 0))] for i in range(14)])
+    assert {sources[0].id for sources in published if sources} == {1}
+    assert published[-1][0].azimuth < 0
+
+
+def test_two_sources_keep_their_names():
+    frames = [[source(0.2), source(2.0, label="cat", class_id=5)], [source(2.0, label="cat", class_id=5), source(0.2)]] * 4
+    published, _ = play(Tracker(), frames)
+    assert {(s.id, s.label) for sources in published[3:] for s in sources} in ({(1, "dog"), (2, "cat")}, {(2, "dog"), (1, "cat")})
+
+
+def test_a_source_that_moves_away_is_announced_again():
+    _, events = play(Tracker(), [[source(0.04 * i)] for i in range(15)])
+    assert [event.kind for event in events][:2] == ["onset", "change"]
+
+
+def test_a_lost_sensor_ends_everything_with_an_offset():
+    tracker = Tracker()
+    play(tracker, [[source(0.5)]] * 5)
+    (event,) = tracker.end()
+    assert event.kind == "offset" and tracker.update((), 0.6) == ((), ())
+
+
+@pytest.mark.parametrize("values", [{"onset_confidence": 1.5}, {"offset_confidence": 0.6}, {"min_on_seconds": -1.0}, {"max_step_deg": 0.0}])
+def test_impossible_thresholds_are_refused(values):
+    with pytest.raises(ValueError):
+        TrackingConfig(**values)

@@ -1,0 +1,98 @@
+"""The deep clustering loss is the one of the papers, and what it pulls where."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from training import losses  # noqa: E402
+from training.networks import AudioEncoder, PatchHead, prototypes  # noqa: E402
+
+pytestmark = pytest.mark.train
+
+
+def direct(v, owner, weight):
+    """|V V' - Y Y'|^2 with weighted rows, written out with N x N matrices."""
+    root = (weight / weight.sum()).sqrt()[:, None]
+    y = torch.nn.functional.one_hot(owner.clamp_min(0), 5).float() * (owner >= 0)[:, None]
+    v, y = v * root, y * root
+    return ((v @ v.T - y @ y.T) ** 2).sum()
+
+
+def test_the_loss_equals_the_affinity_matrices():
+    generator = torch.Generator().manual_seed(0)
+    v, weight = torch.randn(2, 40, 8, generator=generator), torch.rand(2, 40, generator=generator)
+    owner = torch.randint(-1, 5, (2, 40), generator=generator)
+    expected = torch.stack([direct(*row) for row in zip(v, owner, weight)]).mean()
+    assert torch.isclose(losses.deep_clustering(v, owner, weight, 5), expected, rtol=1e-4)
+
+
+def test_orthonormal_clusters_and_zero_background_cost_nothing():
+    frame = prototypes(5, 8)
+    owner = torch.tensor([[0, 1, 2, 3, 4, losses.BACKGROUND, 2]])
+    v = torch.cat([frame, torch.zeros(1, 8), frame[2:3]])[None]
+    assert losses.deep_clustering(v, owner, torch.ones(1, 7), 5) < 1e-9
+    open_gate = v.clone()
+    open_gate[0, 5] = frame[0]
+    assert losses.deep_clustering(open_gate, owner, torch.ones(1, 7), 5) > 0.01
+
+
+def test_rows_without_weight_do_not_matter():
+    v = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(1))
+    owner, weight = torch.tensor([[0, 0, 1, 1, losses.IGNORE, losses.IGNORE]]), torch.tensor([[1.0, 1, 1, 1, 0, 0]])
+    other = v.clone()
+    other[0, 4:] *= 7
+    assert torch.isclose(losses.deep_clustering(v, owner, weight, 2), losses.deep_clustering(other, owner, weight, 2))
+
+
+def test_an_objects_patches_share_one_weight_and_the_telling_ones_get_more():
+    frame = prototypes(3, 8)
+    owner, concept = torch.tensor([[0, 0, 0, losses.BACKGROUND]]), torch.tensor([[2, losses.IGNORE]])
+    v = torch.stack([frame[2], 0 * frame[0], frame[0], frame[2]])[None]
+    weight = losses.object_weights(v, owner, concept, frame)[0]
+    assert weight.sum() == pytest.approx(1.0) and weight[0] > 0.7 and weight[3] == 0
+
+
+def test_alignment_falls_when_one_patch_shows_the_concept_and_background_shows_nothing():
+    frame = prototypes(3, 8)
+    owner, concept = torch.tensor([[0, 0, losses.BACKGROUND]]), torch.tensor([[1]])
+    good = torch.stack([frame[1], 0 * frame[0], 0 * frame[0]])[None]
+    bad = torch.stack([frame[0], 0 * frame[0], frame[2]])[None]
+    assert losses.alignment(good, owner, concept, frame) < 0.6 < losses.alignment(bad, owner, concept, frame)
+
+
+def test_prototypes_are_orthonormal_and_never_more_than_dimensions():
+    frame = prototypes(12, 16)
+    assert torch.allclose(frame @ frame.T, torch.eye(12), atol=1e-5)
+    with pytest.raises(ValueError, match="at least as many"):
+        prototypes(17, 16)
+
+
+def test_patches_stay_in_the_unit_ball_and_on_the_finer_grid():
+    head = PatchHead(20, 10, 8)
+    patches = head(torch.randn(2, 20, 4, 7), torch.randn(2, 10, 8, 13))
+    assert patches.shape == (2, 8, 13, 8) and patches.norm(dim=-1).max() <= 1.0
+    assert AudioEncoder(8).eval()(torch.zeros(1, 128, 200)).shape == (1, 8, 13, 8)
+
+
+@pytest.mark.shared
+def test_the_audio_trunk_is_the_published_tagger():
+    """With its own classifier the trunk names a recording as the published model does."""
+    from pathlib import Path
+
+    from avssl_ros import features
+    from avssl_ros.audio_input import read_audio
+
+    shared = Path(__file__).resolve().parents[3] / "shared"
+    encoder = AudioEncoder(527).eval()
+    encoder.load_pretrained(shared / "weights" / "mn04_as_mAP_432.pt", [(index,) for index in range(527)])
+    state = torch.load(shared / "weights" / "mn04_as_mAP_432.pt", weights_only=True)
+    names = [line.split(",", 2)[2].strip().strip('"') for line in open(shared / "weights" / "audioset_527_labels.csv")][1:]
+    expected = {"dog_bark": "Dog", "rooster": "Chicken, rooster", "helicopter": "Helicopter", "chainsaw": "Chainsaw"}
+    for folder, name in expected.items():
+        path = sorted((shared / "data" / "esc10" / folder).iterdir())[0]
+        x = torch.from_numpy(features.log_mel(features.as_mono(*read_audio(path))))[None, None]
+        with torch.no_grad():
+            hidden = torch.nn.functional.hardswish(encoder.hidden(encoder.features(x).mean((2, 3), keepdim=True)))[..., 0, 0]
+        scores = (hidden @ state["classifier.5.weight"].T + state["classifier.5.bias"])[0].numpy()
+        assert name in [names[index] for index in np.argsort(-scores)[:5]], folder

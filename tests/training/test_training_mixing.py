@@ -1,0 +1,98 @@
+"""Mixed scenes carry their truth exactly, and splits keep items apart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from avssl_ros import features  # noqa: E402
+from avssl_ros.geometry import angle_between, pixel_to_direction  # noqa: E402
+from training.data import read_concepts, read_items  # noqa: E402
+from training.losses import BACKGROUND, IGNORE  # noqa: E402
+from training.mixing import Collection, MixConfig, SceneMixer, at_level, excerpt, paste_on_sphere  # noqa: E402
+from training.scenes import NEGATIVES, SEPARATION, SceneGenerator  # noqa: E402
+
+pytestmark = pytest.mark.train
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def test_no_item_or_group_is_in_two_splits():
+    splits = {}
+    for item in read_items():
+        splits.setdefault((item.kind, item.group), set()).add(item.split)
+    assert len(splits) > 3000 and all(len(found) == 1 for found in splits.values())
+
+
+def test_what_the_classifier_was_trained_on_tests_nothing():
+    assert {item.split for item in read_items() if item.source == "images"} == {"train"}
+
+
+def test_concepts_have_unique_names_and_labels():
+    concepts = read_concepts()
+    assert len({c.name for c in concepts}) == len({c.label for c in concepts}) == len(concepts)
+
+
+def test_a_picture_on_the_sphere_is_where_and_as_large_as_it_was_asked_to_be():
+    panorama = np.zeros((320, 640, 3), np.uint8)
+    photo, alpha = np.full((60, 60, 3), 255, np.uint8), np.ones((60, 60), np.float32)
+    opacity = paste_on_sphere(panorama, photo, alpha, np.pi - 0.05, 0.2, np.radians(40))
+    rows, columns = np.nonzero(opacity > 0.5)
+    angle = np.degrees(angle_between(*pixel_to_direction(columns, rows, 640, 320), np.pi - 0.05, 0.2))
+    assert 26 <= angle.max() <= 30  # the corners: half of 40 degrees times the square root of two, less the tangent
+    assert angle.min() < 1 and panorama[rows, columns].min() >= 127  # half covered at the edge
+
+
+def test_excerpts_have_the_length_asked_for_and_are_not_the_silence():
+    rng = np.random.default_rng(0)
+    recording = np.concatenate([np.zeros(160000, np.float32), np.ones(32000, np.float32) * 0.3])
+    for _ in range(5):
+        assert len(excerpt(rng, recording)) == len(excerpt(rng, recording[-4000:])) == 64000
+    assert np.abs(excerpt(rng, recording[-4000:])).max() > 0
+    assert features.loudest_block_db(at_level(recording, -23.0)) == pytest.approx(-23.0, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def validation():
+    items = [item for item in read_items(split="validation")]
+    return Collection(items, SHARED, read_concepts(), None)
+
+
+@pytest.mark.shared
+def test_training_scenes_are_a_function_of_seed_and_index(validation):
+    mixers = [SceneMixer(validation, MixConfig(), seed) for seed in (0, 0, 1)]
+    first, again, other = (mixer[3] for mixer in mixers)
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+    assert not np.array_equal(first["views"], other["views"])
+    assert first["views"].shape == (4, 224, 224, 3) and first["sound"].shape == (3, 128, 200)
+
+
+@pytest.mark.shared
+def test_owners_name_objects_that_are_there(validation):
+    mixer = SceneMixer(validation, MixConfig(), 0)
+    heard = silent = 0
+    for index in range(8):
+        scene = mixer[index]
+        for owners, concepts in (("view_owner", "view_concept"), ("sound_owner", "sound_concept")):
+            for owner, concept in zip(scene[owners], scene[concepts]):
+                present = set(np.unique(owner)) - {BACKGROUND, IGNORE}
+                assert all(concept[k] >= 0 for k in present)
+        heard += int((scene["sound_owner"] >= 0).any(axis=(1, 2)).sum())
+        silent += int((scene["sound_concept"] < 0).all(axis=1).sum())
+    assert heard > 10 and silent >= 1
+
+
+@pytest.mark.shared
+def test_benchmark_scenes_keep_objects_apart_and_negatives_hold_no_sounding_object(validation):
+    generator = SceneGenerator(validation, 0, least_sounds=1)
+    for index in range(6):
+        scene = generator.scene(index, sounding=2)
+        azimuths = np.sort([placed.azimuth % (2 * np.pi) for placed in scene.objects])
+        gaps = np.diff([*azimuths, azimuths[0] + 2 * np.pi])
+        assert gaps.min() >= SEPARATION - 1e-6 and len(scene.sounding) == 2
+        assert scene.image.shape == (640, 1280, 3) and np.abs(scene.sound).max() <= 1.0
+    for index, kind in enumerate(NEGATIVES):
+        negative = generator.negative(index, kind)
+        assert negative.sounding == [] and len(negative.sound) == 64000
+        assert (np.abs(negative.sound).max() == 0) == (kind == "silence")

@@ -1,0 +1,192 @@
+"""What there is to train on: the concept table, the index of photos, recordings and panoramas, and the split by item.
+
+`python -m training.data ../shared/data` writes training/splits.csv, which training, calibration and the benchmark all
+read. An item is a photograph, a recording or a place; windows of one recording, near-duplicate photographs and
+panoramas of one venue stay in one split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+HERE = Path(__file__).parent
+CONCEPTS_CSV = HERE / "concepts.csv"
+SPLITS_CSV = HERE / "splits.csv"
+BACKGROUND = "background"
+
+# The classifier that training starts from has seen photographs of ImageNet, and the renderings and single notes of one
+# instrument sound alike: none of them may test anything.
+TRAIN_ONLY = ("images", "thunderInfy/imagenette", "pomatokyo/mini-imagenet", "ajschumacher/imagen",
+              "debian:fluid-soundfont-gm", "skratchdot/philharmonia-samples")
+# Kept out of training whole, so that a demo and a test on them show material of a kind that was never seen.
+TEST_ONLY = ("debian:tuxpaint-stamps-default", "@pmndrs/assets")
+SHARES = {"photo": (0.15, 0.10), "sound": (0.20, 0.10), "panorama": (0.15, 0.10)}  # test, validation
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One row of concepts.csv: what a sounding thing is called in each of the collections."""
+
+    name: str
+    label: str
+    photos: tuple[str, ...]
+    sounds: tuple[str, ...]
+    esc10: tuple[str, ...]
+    imagenet: tuple[int, ...]
+    audioset: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One photograph, recording or panorama. `also` are other concepts to be seen in the same photograph."""
+
+    kind: str
+    file: str
+    concept: str
+    also: tuple[str, ...]
+    split: str
+    group: str
+    source: str
+    licence: str
+
+
+def read_concepts(path: Path = CONCEPTS_CSV) -> list[Concept]:
+    """Concepts in the order of their class ids."""
+    def indices(text: str) -> tuple[int, ...]:
+        spans = [part.split("-") for part in text.split("|") if part]
+        return tuple(index for span in spans for index in range(int(span[0]), int(span[-1]) + 1))
+
+    def names(text: str) -> tuple[str, ...]:
+        return tuple(part for part in text.split("|") if part)
+
+    with open(path, newline="") as file:
+        return [Concept(row["concept"], row["label"], names(row["photos"]), names(row["sounds"]), names(row["esc10"]),
+                        indices(row["imagenet"]), names(row["audioset"])) for row in csv.DictReader(file)]
+
+
+def read_items(kind: str | None = None, split: str | None = None, path: Path = SPLITS_CSV) -> list[Item]:
+    """The rows of splits.csv, of one kind and split where given."""
+    with open(path, newline="") as file:
+        items = [Item(**{**row, "also": tuple(filter(None, row["also"].split("|")))}) for row in csv.DictReader(file)]
+    return [item for item in items if kind in (None, item.kind) and split in (None, item.split)]
+
+
+def _rows(path: Path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _photos(root: Path, concepts: list[Concept]) -> list[dict]:
+    concept_of = {folder: concept.name for concept in concepts for folder in concept.photos} | {BACKGROUND: BACKGROUND}
+    rows_of = defaultdict(list)
+    for row in _rows(root / "photos" / "index.csv"):
+        rows_of[row["file"]].append(row)
+    found = []
+    for file, rows in rows_of.items():
+        concept = concept_of.get(file.split("/")[0], "")
+        also = {concept_of.get(row["concept"], "") for row in rows} - {concept, ""}
+        found.append({"kind": "photo", "file": f"photos/{file}", "concept": concept, "also": sorted(also),
+                      "source": rows[0]["source_repo"], "licence": rows[0]["licence"]})
+    class_of = {index: concept.name for concept in concepts for index in concept.imagenet}
+    for index, path in enumerate(sorted((root / "images").glob("n*.jpg"))):
+        found.append({"kind": "photo", "file": f"images/{path.name}", "concept": class_of.get(index, ""), "also": [],
+                      "source": "images", "licence": "ImageNet terms, research"})
+    return found
+
+
+def _sounds(root: Path, concepts: list[Concept]) -> list[dict]:
+    concept_of = {folder: concept.name for concept in concepts for folder in concept.sounds}
+    esc_of = {folder: concept.name for concept in concepts for folder in concept.esc10}
+    found = []
+    for row in _rows(root / "sounds" / "index.csv"):
+        background = row["concept"].startswith("background/")
+        concept = BACKGROUND if background else concept_of.get(row["concept"], "")
+        found.append({"kind": "sound", "file": f"sounds/{row['file']}", "concept": concept, "also": [],
+                      "source": row["source_repo"], "licence": row["licence"],
+                      "group": f"{row['source_repo']}/{row['source_path']}"})
+    for path in sorted((root / "esc10").glob("*/*")):
+        concept = esc_of.get(path.parent.name, BACKGROUND)  # rain and sea waves come from no object
+        found.append({"kind": "sound", "file": f"esc10/{path.parent.name}/{path.name}", "concept": concept, "also": [],
+                      "source": "karolpiczak/ESC-10", "licence": "CC BY 3.0", "group": f"esc/{path.stem.split('-')[1]}"})
+    return found
+
+
+def _panoramas(root: Path) -> list[dict]:
+    return [{"kind": "panorama", "file": f"panoramas/{row['file']}", "concept": BACKGROUND, "also": [],
+             "source": "@pmndrs/assets" if row["venue_group"].startswith("ph_") else row["source_repo"],
+             "licence": row["licence as stated"], "group": row["venue_group"]}
+            for row in _rows(root / "panoramas" / "index.csv")]
+
+
+def difference_hash(path: Path) -> int:
+    """64-bit dHash of a picture: which of neighbouring pixels of a 9 x 8 thumbnail is brighter."""
+    thumbnail = cv2.resize(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (9, 8), interpolation=cv2.INTER_AREA)
+    return int("".join("1" if bit else "0" for bit in (thumbnail[:, 1:] > thumbnail[:, :-1]).ravel()), 2)
+
+
+def _group_near_duplicates(root: Path, rows: list[dict], distance: int = 5) -> None:
+    """Gives photographs whose dHash differs in at most `distance` bits one group."""
+    hashes = np.array([difference_hash(root / row["file"]) for row in rows], dtype=np.uint64)
+    bits = np.unpackbits(hashes.view(np.uint8).reshape(-1, 8), axis=1)
+    leader = np.arange(len(rows))
+    for index in range(len(rows)):
+        same = np.flatnonzero((bits[index + 1:] != bits[index]).sum(axis=1) <= distance) + index + 1
+        leader[same] = np.minimum(leader[same], leader[index])
+    for index, row in enumerate(rows):
+        row["group"] = rows[leader[index]]["file"]
+
+
+def _assign_splits(rows: list[dict]) -> None:
+    """Splits the groups of each concept by the order of their hashes, so that new items do not move old ones far."""
+    pinned = {row["group"]: "train" for row in rows if row["source"] in TRAIN_ONLY}
+    pinned |= {row["group"]: "test" for row in rows if row["source"] in TEST_ONLY}
+    groups = defaultdict(dict)
+    for row in rows:
+        groups[row["kind"], row["concept"]][row["group"]] = hashlib.sha256(row["group"].encode()).hexdigest()
+    taken = {}
+    for (kind, _), hashes in groups.items():
+        free = [group for group in sorted(hashes, key=hashes.get) if group not in pinned and group not in taken]
+        tests, validations = (int(np.ceil(share * len(free))) if len(free) >= 4 else 0 for share in SHARES[kind])
+        for position, group in enumerate(free):
+            in_test, in_validation = position < tests, position < tests + validations
+            taken[group] = "test" if in_test else "validation" if in_validation else "train"
+    for row in rows:
+        row["split"] = pinned.get(row["group"]) or taken[row["group"]]
+
+
+def write_index(root: Path, path: Path = SPLITS_CSV) -> list[Item]:
+    """Indexes the collections under `root` and writes the split list."""
+    concepts = read_concepts()
+    photos = _photos(root, concepts)
+    _group_near_duplicates(root, photos)
+    rows = photos + _sounds(root, concepts) + _panoramas(root)
+    _assign_splits(rows)
+    names = list(Item.__dataclass_fields__)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({**{name: row[name] for name in names}, "also": "|".join(row["also"])})
+    return read_items(path=path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="folder with photos/, images/, sounds/, esc10/ and panoramas/")
+    items = write_index(parser.parse_args().root)
+    for kind in SHARES:
+        count = {split: sum(item.kind == kind and item.split == split for item in items)
+                 for split in ("train", "validation", "test")}
+        print(kind, count)
+
+
+if __name__ == "__main__":
+    main()

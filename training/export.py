@@ -1,0 +1,125 @@
+"""Makes the model folder that the runtime loads of a training run.
+
+    python training/export.py --run runs/first --output models
+
+Checks ONNX Runtime against torch on random and real-sized inputs (largest difference 1e-4) and refuses to write
+otherwise. The decision thresholds are those of `training/calibrate.py`, which is run on the new folder afterwards;
+until then they are neutral ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import onnxruntime
+import torch
+
+from avssl_ros import features
+from avssl_ros.clustering import NEUTRAL_DECISION
+from avssl_ros.encoders import FORMAT
+from training.data import read_concepts
+from training.mixing import SECONDS, SIZE
+from training.networks import VISUAL_STRIDE, prototypes
+from training.train import Encoders
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export and where to."""
+
+    run: Path = Path("runs/first")  # folder with checkpoint.pt and config.json
+    output: Path = Path("models")  # model folder; its files are replaced
+
+
+def load_average(run: Path) -> tuple[Encoders, dict, int]:
+    """The averaged encoders of a run, its configuration and its step."""
+    config = json.loads((run / "config.json").read_text())
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    model = Encoders(config["dimensions"])
+    prefix = "module."
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
+    return model.eval(), config, state["step"]
+
+
+def _export(module: torch.nn.Module, example: torch.Tensor, name: str, dynamic: dict, path: Path) -> None:
+    torch.onnx.export(module, (example,), str(path), input_names=[name], output_names=["patches"],
+                      dynamic_axes={name: dynamic}, opset_version=17, dynamo=False)
+
+
+def largest_difference(module: torch.nn.Module, name: str, path: Path, inputs: list[torch.Tensor]) -> float:
+    """Largest absolute difference between torch and ONNX Runtime over some inputs."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        return max(float(np.abs(module(x).numpy() - session.run(None, {name: x.numpy()})[0]).max()) for x in inputs)
+
+
+def _views(count: int, height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count + width)
+    return torch.randint(0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8)
+
+
+def _log_mels(count: int, frames: int) -> torch.Tensor:
+    return torch.randn(count, features.N_MELS, frames, generator=torch.Generator().manual_seed(frames))
+
+
+def export(config: ExportConfig) -> Path:
+    """Writes visual.onnx, audio.onnx and manifest.json, or raises ValueError and writes nothing."""
+    model, run, step = load_average(config.run)
+    frames = int(SECONDS * features.SAMPLE_RATE - 1) // features.HOP + 1
+    parts = {
+        "visual": (model.visual, "views", {0: "views", 1: "height", 2: "width"}, _views(4, SIZE, SIZE),
+                   [_views(4, SIZE, SIZE), _views(1, SIZE, 384), _views(6, SIZE, SIZE)]),
+        "audio": (model.audio, "log_mel", {0: "mixtures", 2: "frames"}, _log_mels(1, frames),
+                  [_log_mels(1, frames), _log_mels(2, frames), _log_mels(1, 2 * frames)]),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        hashes = {}
+        for name, (module, input_name, dynamic, example, inputs) in parts.items():
+            path = Path(folder) / f"{name}.onnx"
+            _export(module, example, input_name, dynamic, path)
+            difference = largest_difference(module, input_name, path, inputs)
+            if not difference <= TOLERANCE:
+                raise ValueError(f"{name}.onnx differs from torch by {difference:.2e}, more than {TOLERANCE}; not written")
+            hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            print(f"{name}: {path.stat().st_size / 1e6:.1f} MB, largest difference from torch {difference:.1e}")
+        manifest = _manifest(model, run, step, hashes)
+        (Path(folder) / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        config.output.mkdir(parents=True, exist_ok=True)
+        for name in ("visual.onnx", "audio.onnx", "manifest.json"):
+            shutil.copy(Path(folder) / name, config.output / name)
+    return config.output
+
+
+def _manifest(model: Encoders, run: dict, step: int, hashes: dict[str, str]) -> dict:
+    concepts = read_concepts()
+    frame = prototypes(len(concepts), run["dimensions"]).numpy()
+    return {
+        "format": FORMAT,
+        "dimensions": run["dimensions"],
+        "visual": {"file": "visual.onnx", "sha256": hashes["visual"], "size": SIZE, "stride": VISUAL_STRIDE,
+                   "parameters": sum(p.numel() for p in model.visual.parameters())},
+        "audio": {"file": "audio.onnx", "sha256": hashes["audio"], "seconds": SECONDS, "stride": features.PATCH,
+                  "sample_rate": features.SAMPLE_RATE, "hop": features.HOP, "mels": features.N_MELS,
+                  "parameters": sum(p.numel() for p in model.audio.parameters())},
+        "decision": NEUTRAL_DECISION,
+        "training": {**run, "step": step},
+        "labels": [concept.label for concept in concepts],
+        "prototypes": [[round(float(x), 5) for x in row] for row in frame],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    import tyro
+
+    export(tyro.cli(ExportConfig))

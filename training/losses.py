@@ -1,0 +1,79 @@
+"""Deep clustering over visual and time-frequency patches of one scene, and the alignment with concept prototypes.
+
+Deep clustering (Hershey et al. 2016): embeddings V (N, D) and memberships Y (N, C) of N patches with weights w; the loss
+compares the affinity matrices, |V V' - Y Y'|^2, which costs O(N D^2) when written through V'V. Rows of background and
+silence have Y = 0, so they are pulled to zero and the norm of an embedding becomes a gate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+BACKGROUND, IGNORE = -1, -2
+SHARPNESS = 12.0  # scale of cosines before a softmax
+
+
+def deep_clustering(v: torch.Tensor, owner: torch.Tensor, weight: torch.Tensor, clusters: int) -> torch.Tensor:
+    """Weighted deep clustering loss, the mean over scenes.
+
+    Args:
+        v: (S, N, D) embeddings of the N visual and audio patches of S scenes.
+        owner: (S, N) cluster of each patch, BACKGROUND for rows with Y = 0; IGNORE rows need weight 0.
+        weight: (S, N) non-negative.
+        clusters: C.
+    """
+    root = (weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-6)).sqrt()[..., None]
+    y = F.one_hot(owner.clamp_min(0), clusters).to(v.dtype) * (owner >= 0)[..., None]
+    v, y = v * root, y * root
+    def square(a, b):
+        return torch.einsum("sni,snj->sij", a, b).square().sum(dim=(1, 2))
+    return (square(v, v) - 2 * square(v, y) + square(y, y)).mean()
+
+
+def concept_logits(v: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+    """Logits (..., C + 1) of embeddings (..., D) for C prototypes (C, D); the last stands for "nothing that sounds"."""
+    logits = SHARPNESS * v @ frame.T
+    return torch.cat([logits, torch.full_like(logits[..., :1], 0.4 * SHARPNESS)], dim=-1)
+
+
+def object_weights(v: torch.Tensor, owner: torch.Tensor, owner_concept: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+    """Weights (G, N) with which patches stand for the object that owns them; each object's sum is 1.
+
+    A photograph shows more than its label, so its patches count by the model's own evidence for the label
+    (multiple-instance learning), mixed with an even share so that none is lost for good.
+
+    Args:
+        v: (G, N, D). owner: (G, N) object index within its group. owner_concept: (G, K) concept of each object or IGNORE.
+    """
+    member = F.one_hot(owner.clamp_min(0), owner_concept.shape[1]).bool() & (owner >= 0)[..., None]
+    target = frame[owner_concept.clamp_min(0)]
+    evidence = SHARPNESS * torch.einsum("gnd,gkd->gnk", v.detach(), target)
+    attention = torch.softmax(evidence.masked_fill(~member, -1e4), dim=1) * member
+    even = member / member.sum(dim=1, keepdim=True).clamp_min(1)
+    known = (owner_concept >= 0)[:, None]
+    return ((0.75 * attention + 0.25 * even) * known).sum(dim=2)
+
+
+def alignment(v, owner, owner_concept, frame, background_share: float = 0.5) -> torch.Tensor:
+    """Cross entropy of each object's pooled patches against its concept, and of background patches against "nothing".
+
+    Patches are pooled by log-mean-exp over the object's cells, so that one strong cell is enough.
+    """
+    logits = concept_logits(v, frame)
+    member = F.one_hot(owner.clamp_min(0), owner_concept.shape[1]).bool() & (owner >= 0)[..., None]
+    spread = logits[:, :, None].expand(-1, -1, member.shape[2], -1).masked_fill(~member[..., None], -1e4)
+    pooled = torch.logsumexp(spread, dim=1) - member.sum(dim=1).clamp_min(1).log()[..., None]
+    known = (owner_concept >= 0) & member.any(dim=1)
+    objects = F.cross_entropy(pooled[known], owner_concept[known]) if known.any() else 0.0 * v.sum()
+    background = owner == BACKGROUND
+    if not background.any():
+        return objects
+    nothing = torch.full((int(background.sum()),), frame.shape[0], device=v.device)
+    return objects + background_share * F.cross_entropy(logits[background], nothing)
+
+
+def open_gates(v: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """Mean squared norm of background patches. Pairs of background rows alone pull a norm down only to the fourth power."""
+    background = (owner == BACKGROUND).to(v.dtype)
+    return (v.square().sum(dim=-1) * background).sum() / background.sum().clamp_min(1)

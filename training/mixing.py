@@ -1,0 +1,327 @@
+"""Scenes mixed from photographs, recordings and panoramas: one implementation for training and for the benchmark.
+
+A training scene is what the robot meets at run time: four perspective views of one place, some objects in them, and
+several sounds of that place, each with exact ownership of every image patch and every time-frequency patch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import soxr
+
+from avssl_ros import features
+from avssl_ros.audio_input import read_audio
+from avssl_ros.geometry import ViewLayout, cut_views, direction_to_vector, pixel_to_direction
+from training.data import BACKGROUND as BACKGROUND_CONCEPT
+from training.data import Concept, Item
+from training.losses import BACKGROUND, IGNORE
+
+SIZE, STRIDE = 224, 16  # of a view, pixels
+SECONDS = 2.0  # of sound in a scene
+
+
+class Collection:
+    """Photographs, recordings and panoramas of one split, by concept. Recordings are decoded once and kept as int16."""
+
+    def __init__(self, items: list[Item], root: Path, concepts: list[Concept], cache: Path | None = None):
+        self.root = Path(root)
+        self.class_of = {concept.name: index for index, concept in enumerate(concepts)}
+        self.photos, self.sounds = defaultdict(list), defaultdict(list)
+        for item in items:
+            if item.kind in ("photo", "sound"):
+                getattr(self, item.kind + "s")[item.concept].append(item)
+        self.panoramas = [item for item in items if item.kind == "panorama"]
+        self._decoded = self._decode([item for item in items if item.kind == "sound"], cache)
+
+    def _decode(self, items: list[Item], cache: Path | None) -> dict[str, np.ndarray]:
+        names = [item.file for item in items]
+        if cache is not None and cache.exists():
+            with np.load(cache) as stored:
+                if list(stored["names"]) == names:
+                    return dict(zip(names, np.split(stored["samples"], stored["offsets"][1:-1])))
+        decoded = [_to_int16(features.as_mono(*read_audio(self.root / name))) for name in names]
+        if cache is not None:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            offsets = np.cumsum([0, *map(len, decoded)])
+            np.savez(cache, names=names, samples=np.concatenate(decoded), offsets=offsets)
+        return dict(zip(names, decoded))
+
+    def photo(self, item: Item) -> np.ndarray:
+        """RGB uint8 (H, W, 3)."""
+        image = cv2.imread(str(self.root / item.file), cv2.IMREAD_COLOR)
+        if image is None:
+            raise ValueError(f"{self.root / item.file} is missing or not a picture; run training/data.py on this folder")
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+    def sound(self, item: Item) -> np.ndarray:
+        """float32 (n,) at the model's rate."""
+        return self._decoded[item.file].astype(np.float32) / 32768.0
+
+
+def _to_int16(samples: np.ndarray) -> np.ndarray:
+    return (np.clip(samples, -1, 1) * 32767).astype(np.int16)
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def feathered_alpha(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """(height, width) float32: a rectangle or ellipse that fades out, so that no sharp frame gives the photo away."""
+    y, x = np.abs(np.linspace(-1, 1, height)), np.abs(np.linspace(-1, 1, width))
+    power = rng.choice([2.0, 4.0, 12.0])  # ellipse, rounded, nearly rectangular (superellipse)
+    radius = (x[None] ** power + y[:, None] ** power) ** (1 / power)
+    return np.clip((1.0 - radius) / rng.uniform(0.04, 0.3), 0, 1).astype(np.float32)
+
+
+def jitter(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
+    """Random flip, crop, brightness, contrast and colour balance of an RGB uint8 picture."""
+    if rng.random() < 0.5:
+        photo = photo[:, ::-1]
+    height, width = photo.shape[:2]
+    keep = rng.uniform(0.75, 1.0, 2)
+    h, w = max(16, int(height * keep[0])), max(16, int(width * keep[1]))
+    top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+    photo = photo[top : top + h, left : left + w]
+    gain = rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, 3)
+    lookup = np.clip((np.arange(256)[:, None] - 128) * rng.uniform(0.7, 1.2) + 128, 0, 255) * gain
+    return cv2.LUT(np.ascontiguousarray(photo), np.clip(lookup, 0, 255).astype(np.uint8).reshape(256, 1, 3))
+
+
+def paste(view: np.ndarray, coverage: np.ndarray, photo: np.ndarray, alpha: np.ndarray, x: int, y: int) -> None:
+    """Blends a photo into a view with its upper left corner at (x, y), in place; `coverage` (S, S) keeps its alpha."""
+    height, width = view.shape[:2]
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + photo.shape[1], width), min(y + photo.shape[0], height)
+    if x1 <= x0 or y1 <= y0:
+        return
+    part = (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
+    opacity = alpha[part][..., None]
+    view[y0:y1, x0:x1] = (view[y0:y1, x0:x1] * (1 - opacity) + photo[part] * opacity + 0.5).astype(np.uint8)
+    coverage[y0:y1, x0:x1] = alpha[part]
+
+
+def paste_on_sphere(panorama, photo, alpha, azimuth: float, elevation: float, height: float) -> np.ndarray:
+    """Sets a flat picture tangent to the sphere into an equirectangular image, in place (gnomonic projection).
+
+    Args:
+        panorama: (H, W, 3) uint8. photo: (h, w, 3) uint8. alpha: (h, w) float32.
+        azimuth, elevation: direction of the picture's centre, radians. height: angle it spans vertically, radians.
+
+    Returns:
+        The opacity (H, W) float32 with which it covers the panorama.
+    """
+    rows, columns = panorama.shape[:2]
+    directions = pixel_to_direction(*np.meshgrid(np.arange(columns), np.arange(rows)), columns, rows)
+    forward = direction_to_vector(azimuth, elevation)
+    left = direction_to_vector(azimuth + np.pi / 2, 0.0)
+    vectors = direction_to_vector(*directions)
+    ahead = np.maximum(vectors @ forward, 1e-6)
+    scale = photo.shape[0] / (2 * np.tan(height / 2))
+    x = photo.shape[1] / 2 - 0.5 - vectors @ left / ahead * scale
+    y = photo.shape[0] / 2 - 0.5 - vectors @ np.cross(forward, left) / ahead * scale
+    x, y = (np.where(ahead > 1e-3, c, -1e4).astype(np.float32) for c in (x, y))
+    opacity = cv2.remap(alpha, x, y, cv2.INTER_LINEAR, borderValue=0)
+    picture = cv2.remap(photo, x, y, cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
+    panorama[:] = (panorama * (1 - opacity[..., None]) + picture * opacity[..., None] + 0.5).astype(np.uint8)
+    return opacity
+
+
+# -------------------------------------------------------------------------------------------------------------- sounds
+
+
+def excerpt(rng: np.random.Generator, samples: np.ndarray, seconds: float = SECONDS) -> np.ndarray:
+    """A window of `seconds` that is not the silent part; a shorter recording is set somewhere in it or repeated."""
+    length = int(seconds * features.SAMPLE_RATE)
+    if len(samples) <= length:
+        if len(samples) < 0.6 * length and rng.random() < 0.5:
+            gap = np.zeros(int(rng.uniform(0.05, 0.4) * features.SAMPLE_RATE), np.float32)
+            samples = np.tile(np.concatenate([samples, gap]), int(np.ceil(length / (len(samples) + len(gap)))))[:length]
+        window = np.zeros(length, np.float32)
+        start = rng.integers(0, length - len(samples) + 1)
+        window[start : start + len(samples)] = samples
+        return window
+    starts = rng.integers(0, len(samples) - length + 1, 4)
+    loudness = [np.square(samples[start : start + length]).mean() for start in starts]
+    loud = starts[np.asarray(loudness) >= 0.3 * max(loudness)]
+    return samples[loud[0] : loud[0] + length]
+
+
+def at_level(samples: np.ndarray, level_db: float) -> np.ndarray:
+    """Scaled so that the loudest 100 ms have `level_db` (dB of full scale RMS)."""
+    return samples * np.float32(10 ** ((level_db - max(features.loudest_block_db(samples), -120.0)) / 20))
+
+
+def at_speed(samples: np.ndarray, speed: float) -> np.ndarray:
+    """Played faster or slower, pitch included: few recordings stand for many voices."""
+    return soxr.resample(samples, features.SAMPLE_RATE * speed, features.SAMPLE_RATE, quality="QQ").astype(np.float32)
+
+
+def masked(rng: np.random.Generator, log_mel: np.ndarray) -> np.ndarray:
+    """Half of the spectrograms lose a band and a stretch of time, set to their mean (SpecAugment, Park et al. 2019)."""
+    if rng.random() < 0.5:
+        return log_mel
+    log_mel = log_mel.copy()
+    band, time = rng.integers(0, 24), rng.integers(0, 40)
+    low, start = rng.integers(0, log_mel.shape[0] - band), rng.integers(0, log_mel.shape[1] - time)
+    mean = log_mel.mean()
+    log_mel[low : low + band] = mean
+    log_mel[:, start : start + time] = mean
+    return log_mel
+
+
+# -------------------------------------------------------------------------------------------------------------- scenes
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """How training scenes are mixed."""
+
+    views: int = 4
+    sounds: int = 3  # sound mixtures a scene
+    concepts: tuple[int, int] = (3, 6)  # visible concepts a scene, from .. to
+    photo_px: tuple[float, float] = (50.0, 160.0)  # shorter side of a pasted photo
+    full_view: float = 0.15  # share of views filled by one photo
+    no_object: float = 0.1  # share of views without any
+    two_sounds: float = 0.35
+    no_sound: float = 0.15  # silence or background noise alone
+    offscreen: float = 0.15  # share of sounds whose object is not in view
+
+
+class SceneMixer:
+    """Training scenes by index: scene i is a function of (seed, i) alone, so that a resumed run sees the same ones."""
+
+    def __init__(self, collection: Collection, config: MixConfig, seed: int):
+        self.collection, self.config, self.seed = collection, config, seed
+        self.visible = [name for name in collection.class_of if collection.photos[name]]
+        self.audible = [name for name in collection.class_of if collection.sounds[name]]
+        self._panorama_cache: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """One scene.
+
+        Returns:
+            views (V, 224, 224, 3) uint8; view_owner (V, 14, 14) object within its view; view_concept (V, K);
+            sound (M, 128, 201) log-mel; sound_owner (M, 8, 13) source within its mixture; sound_concept (M, 2).
+            Owners are BACKGROUND or IGNORE where no object owns the patch; concepts are class ids or IGNORE.
+        """
+        rng = np.random.default_rng((self.seed, index))
+        names = self._draw_concepts(rng)
+        views = [self._view(rng, background, names) for background in self._backgrounds(rng)]
+        sounds = [self._sound(rng, names) for _ in range(self.config.sounds)]
+        keys = ("views", "view_owner", "view_concept"), ("sound", "sound_owner", "sound_concept")
+        return {key: np.stack(parts) for names_, rows in zip(keys, (views, sounds))
+                for key, parts in zip(names_, zip(*rows))}
+
+    def _draw_concepts(self, rng) -> list[str]:
+        # The square root evens out concepts with many photos and those with few without repeating the few too often.
+        weight = np.sqrt([min(len(self.collection.photos[name]), 100) for name in self.visible])
+        # Concepts that can be heard matter most.
+        weight = weight * [1.5 if self.collection.sounds[name] else 0.5 for name in self.visible]
+        count = rng.integers(self.config.concepts[0], self.config.concepts[1] + 1)
+        return list(rng.choice(self.visible, count, replace=False, p=weight / weight.sum()))
+
+    def _panorama(self, item: Item) -> np.ndarray:
+        if item.file not in self._panorama_cache:
+            self._panorama_cache[item.file] = self.collection.photo(item)
+        return self._panorama_cache[item.file]
+
+    def _backgrounds(self, rng) -> np.ndarray:
+        count = self.config.views
+        panorama = self._panorama(self.collection.panoramas[rng.integers(len(self.collection.panoramas))])
+        # A few layouts, whose sampling maps stay cached; turning the panorama itself gives any yaw at no cost.
+        layout = ViewLayout(tuple(np.arange(count) * 360 / count), rng.choice([-12.0, 0.0, 12.0]), rng.choice([75.0, 100.0]))
+        views = cut_views(np.roll(panorama, rng.integers(panorama.shape[1]), axis=1), layout, SIZE)
+        plain = self.collection.photos[BACKGROUND_CONCEPT]
+        for view in range(count):
+            if plain and rng.random() < 0.2:
+                photo = jitter(rng, self.collection.photo(plain[rng.integers(len(plain))]))
+                views[view] = cv2.resize(photo, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        return views
+
+    def _view(self, rng, view: np.ndarray, names: list[str]):
+        """Pastes objects of the scene's concepts into one view."""
+        config = self.config
+        draw = rng.random()
+        count = 0 if draw < config.no_object else 1 if draw < config.no_object + config.full_view else rng.integers(1, 4)
+        full = config.no_object <= draw < config.no_object + config.full_view
+        owner, strongest = np.full((SIZE, SIZE), BACKGROUND), np.zeros((SIZE, SIZE), np.float32)
+        concepts = np.full(3, IGNORE)
+        for index in range(count):
+            name = names[rng.integers(len(names))]
+            choices = self.collection.photos[name]
+            photo = jitter(rng, self.collection.photo(choices[rng.integers(len(choices))]))
+            coverage = np.zeros((SIZE, SIZE), np.float32)
+            self._place(rng, view, coverage, photo, full)
+            owner[coverage > 0.5], concepts[index] = index, self.collection.class_of[name]
+            strongest = np.maximum(strongest * (coverage < 0.5), coverage)
+        cells = self._patch_owner(owner, count)
+        cells[(_patch_mean(strongest) > 0.15) & (cells == BACKGROUND)] = IGNORE  # the fading rim
+        return view, cells, concepts
+
+    def _place(self, rng, view, coverage, photo, full: bool) -> None:
+        if full:
+            scaled = cv2.resize(photo, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+            return paste(view, coverage, scaled, np.ones((SIZE, SIZE), np.float32), 0, 0)
+        side = np.exp(rng.uniform(*np.log(self.config.photo_px)))
+        scale = side / min(photo.shape[:2])
+        width, height = (max(24, int(length * scale)) for length in (photo.shape[1], photo.shape[0]))
+        scaled = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
+        alpha = feathered_alpha(rng, height, width)
+        x, y = (int(rng.uniform(*sorted((-0.2 * length, SIZE - 0.8 * length)))) for length in (width, height))
+        paste(view, coverage, scaled, alpha, x, y)
+
+    @staticmethod
+    def _patch_owner(owner: np.ndarray, count: int) -> np.ndarray:
+        shares = np.stack([_patch_mean(owner == index) for index in range(max(count, 1))])
+        return np.where(shares.max(axis=0) > 0.5, shares.argmax(axis=0), BACKGROUND)
+
+    def _sound(self, rng, names: list[str]):
+        """One mixture of none, one or two sources of the scene (or offscreen ones) with background noise."""
+        config = self.config
+        count = 0 if rng.random() < config.no_sound else 2 if rng.random() < config.two_sounds else 1
+        heard = [name for name in names if self.collection.sounds[name]]
+        sources, concepts = [], np.full(2, IGNORE)
+        for index in range(count):
+            pool = self.audible if not heard or rng.random() < config.offscreen else heard
+            name = pool[rng.integers(len(pool))]
+            choices = self.collection.sounds[name]
+            recording = self.collection.sound(choices[rng.integers(len(choices))])
+            samples = excerpt(rng, at_speed(recording, rng.uniform(0.85, 1.18)))
+            sources.append(at_level(samples, rng.uniform(-35, -12)))
+            concepts[index] = self.collection.class_of[name]
+        if count == 2 and concepts[0] == concepts[1]:
+            sources, concepts = [sources[0] + sources[1]], np.array([concepts[0], IGNORE])
+        noise = self._noise(rng, len(sources) == 0)
+        mixture = np.clip(sum(sources, noise), -1, 1)
+        return masked(rng, features.log_mel(mixture)), self._dominance(sources, noise), concepts
+
+    def _noise(self, rng, alone: bool) -> np.ndarray:
+        """Recorded background or white noise; sometimes next to nothing."""
+        length = int(SECONDS * features.SAMPLE_RATE)
+        floor = (rng.standard_normal(length) * 10 ** (rng.uniform(-100, -70) / 20)).astype(np.float32)
+        if rng.random() < 0.4:
+            return floor
+        level = rng.uniform(-50, -15) if alone else rng.uniform(-70, -30)
+        if rng.random() < 0.2:
+            tilt = np.cumsum(rng.standard_normal(length)) if rng.random() < 0.3 else rng.standard_normal(length)
+            return floor + at_level((tilt - tilt.mean()).astype(np.float32), level)
+        choices = self.collection.sounds[BACKGROUND_CONCEPT]
+        return floor + at_level(excerpt(rng, self.collection.sound(choices[rng.integers(len(choices))])), level)
+
+    @staticmethod
+    def _dominance(sources: list[np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """Which source holds most of the power in each time-frequency patch; IGNORE where none clearly does."""
+        power = np.stack([features.patch_power(features.mel_power(part)) for part in (*sources, noise)])
+        share = power / np.maximum(power.sum(axis=0), 1e-20)
+        owner = np.where(share.max(axis=0) > 0.6, share.argmax(axis=0), IGNORE)
+        owner[owner == len(sources)] = BACKGROUND
+        owner[power.sum(axis=0) < features.SILENCE] = BACKGROUND
+        return owner
+
+
+def _patch_mean(picture: np.ndarray) -> np.ndarray:
+    return picture.reshape(SIZE // STRIDE, STRIDE, SIZE // STRIDE, STRIDE).mean(axis=(1, 3))

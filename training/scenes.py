@@ -1,0 +1,134 @@
+"""Generated 360 degree scenes with exact truth, for calibration (validation items) and the benchmark (test items).
+
+Composited: photographs with feathered edges set tangent into a real panorama, with real recordings mixed at random
+levels over a real background. Scene i is a function of (seed, i) alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from avssl_ros import features
+from training.data import BACKGROUND
+from training.mixing import SECONDS, Collection, at_level, excerpt, feathered_alpha, paste_on_sphere
+
+NEGATIVES = ("silence", "white noise", "pink noise", "hum", "recorded background", "offscreen sound")
+SEPARATION = np.radians(45)  # smallest azimuth between two objects
+
+
+@dataclass(frozen=True)
+class PlacedObject:
+    """One object in the panorama: where its picture's centre is (radians) and the angle it spans vertically."""
+
+    concept: str
+    azimuth: float
+    elevation: float
+    height: float
+    sounds: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """image RGB uint8 (640, 1280, 3), sound float32 (n,) at features.SAMPLE_RATE, the truth, and what sounds offscreen."""
+
+    image: np.ndarray
+    sound: np.ndarray
+    objects: tuple[PlacedObject, ...]
+    offscreen: str | None = None
+
+    @property
+    def sounding(self) -> list[PlacedObject]:
+        return [placed for placed in self.objects if placed.sounds]
+
+
+class SceneGenerator:
+    """Scenes with `visible` objects of different concepts, of which some sound.
+
+    Args:
+        collection: items of one split.
+        seed: of all scenes.
+        visible: objects in each scene.
+        least_photos, least_sounds: items a concept needs, so that no figure hangs on one picture.
+    """
+
+    def __init__(self, collection: Collection, seed: int, visible: int = 4, least_photos: int = 3, least_sounds: int = 2):
+        self.collection, self.seed, self.visible = collection, seed, visible
+        self.lookable = [n for n in collection.class_of if len(collection.photos[n]) >= least_photos]
+        self.audible = [n for n in self.lookable if len(collection.sounds[n]) >= least_sounds]
+        if len(self.audible) < 2 or len(self.lookable) < visible + 1 or not collection.panoramas:
+            raise ValueError(
+                f"too few items for scenes of {visible} objects: {len(self.lookable)} concepts with {least_photos} photos, "
+                f"{len(self.audible)} of them with {least_sounds} recordings, {len(collection.panoramas)} panoramas"
+            )
+
+    def scene(self, index: int, sounding: int = 1) -> Scene:
+        """A scene in which `sounding` of the visible objects sound."""
+        rng = np.random.default_rng((self.seed, index))
+        heard = list(rng.choice(self.audible, sounding, replace=False))
+        others = [name for name in self.lookable if name not in heard]
+        names = heard + list(rng.choice(others, self.visible - sounding, replace=False))
+        image, objects = self._place(rng, names, sounding)
+        mixture = sum(at_level(self._recording(rng, name), rng.uniform(-30, -15)) for name in heard)
+        return Scene(image, _clip(mixture + self._background(rng, rng.uniform(-65, -45))), objects)
+
+    def negative(self, index: int, kind: str) -> Scene:
+        """A scene in which nothing that is in view sounds; `kind` is one of NEGATIVES."""
+        rng = np.random.default_rng((self.seed, index))
+        names = list(rng.choice(self.lookable, self.visible, replace=False))
+        image, objects = self._place(rng, names, 0)
+        if kind == "offscreen sound":
+            name = rng.choice([name for name in self.audible if name not in names])
+            sound = at_level(self._recording(rng, name), rng.uniform(-30, -15)) + self._background(rng, -60)
+            return Scene(image, _clip(sound), objects, offscreen=str(name))
+        return Scene(image, _clip(self._negative_sound(rng, kind)), objects)
+
+    def _negative_sound(self, rng, kind: str) -> np.ndarray:
+        length = int(SECONDS * features.SAMPLE_RATE)
+        level = rng.uniform(-45, -20)
+        if kind == "silence":
+            return np.zeros(length, np.float32)
+        if kind == "white noise":
+            return at_level(rng.standard_normal(length).astype(np.float32), level)
+        if kind == "pink noise":
+            spectrum = np.fft.rfft(rng.standard_normal(length))
+            spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
+            return at_level(np.fft.irfft(spectrum, length).astype(np.float32), level)
+        if kind == "hum":
+            time = np.arange(length) / features.SAMPLE_RATE
+            tones = [np.sin(2 * np.pi * rng.choice([50, 60]) * k * time + rng.uniform(0, 6)) / k for k in (1, 2, 3, 5)]
+            return at_level(sum(tones).astype(np.float32), level)
+        if kind == "recorded background":
+            return self._background(rng, level)
+        raise ValueError(f"kind must be one of {NEGATIVES}, got {kind!r}")
+
+    def _recording(self, rng, name: str) -> np.ndarray:
+        choices = self.collection.sounds[name]
+        return excerpt(rng, self.collection.sound(choices[rng.integers(len(choices))]))
+
+    def _background(self, rng, level_db: float) -> np.ndarray:
+        return at_level(self._recording(rng, BACKGROUND), level_db)
+
+    def _place(self, rng, names: list[str], sounding: int) -> tuple[np.ndarray, tuple[PlacedObject, ...]]:
+        panorama = self.collection.photo(self.collection.panoramas[rng.integers(len(self.collection.panoramas))])
+        panorama = np.roll(panorama, rng.integers(panorama.shape[1]), axis=1)
+        objects = []
+        for index, (name, azimuth) in enumerate(zip(names, self._azimuths(rng, len(names)))):
+            choices = self.collection.photos[name]
+            photo = self.collection.photo(choices[rng.integers(len(choices))])
+            elevation, height = np.radians(rng.uniform(-15, 15)), np.radians(rng.uniform(25, 45))
+            alpha = feathered_alpha(rng, *photo.shape[:2])
+            paste_on_sphere(panorama, photo, alpha, azimuth, elevation, height)
+            objects.append(PlacedObject(str(name), float(azimuth), float(elevation), float(height), index < sounding))
+        return panorama, tuple(objects)
+
+    @staticmethod
+    def _azimuths(rng, count: int) -> np.ndarray:
+        """Random azimuths at least SEPARATION apart: the free rest of the circle is shared out at random."""
+        gaps = rng.dirichlet(np.ones(count)) * (2 * np.pi - count * SEPARATION) + SEPARATION
+        return rng.permutation(rng.uniform(-np.pi, np.pi) + np.cumsum(gaps))
+
+
+def _clip(sound: np.ndarray) -> np.ndarray:
+    return np.clip(sound, -1, 1).astype(np.float32)
