@@ -1,9 +1,12 @@
 """Which embeddings of sight and sound belong together, and how many sources sound.
 
-The patches of all views and of the sound are clustered in the one embedding space by weighted spherical DP-means
-(Kulis and Jordan 2012; cosines instead of distances, so that the number of clusters follows from one threshold). The
-norm of an embedding is its gate and serves as its weight, so background and silence take no part. A cluster with sound
-is a source; its sight, if there is any, says where (fusion.py).
+Training draws everything that belongs to one kind of sounding object, seen or heard, around one direction of the
+embedding space: its prototype. The sound's time-frequency patches are clustered among themselves by weighted spherical
+DP-means (Kulis and Jordan 2012; cosines instead of distances, so that the number of clusters follows from one
+threshold): a cluster is one sound. What it shares with image patches is measured through the prototypes, to which the
+patches of both belong with responsibilities as in a mixture of von Mises-Fisher distributions (Banerjee et al. 2005), so
+that a sound which could be one of two things is settled by what is in view (fusion.py). The norm of an embedding is its
+gate and serves as its weight: background and silence take no part.
 """
 
 from __future__ import annotations
@@ -12,61 +15,73 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Both as in training (training/losses.py takes them from here).
+SHARPNESS = 12.0  # concentration around a prototype: scale of cosines before a softmax
+NOTHING = 0.4  # cosine at which "nothing that sounds" stands among the prototypes
+
 # Neutral until training/calibrate.py has fitted them on validation scenes; see MODEL_CARD.md.
 NEUTRAL_DECISION = {
     "level_floor_db": -60.0,  # loudest 100 ms below this, dB of full scale: nothing sounds
     "audio_gate": 0.35,  # smallest gate of a time-frequency patch that takes part
-    "visual_gate": 0.15,  # and of an image patch
-    "same_cosine": 0.5,  # embeddings closer than this may share a cluster
+    "same_cosine": 0.5,  # time-frequency patches closer than this may share a cluster
     "smallest_share": 0.12,  # clusters with less of the sound's weight are strays
-    "source": {"bias": -3.0, "weights": [6.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]},  # logistic regression, see fusion
-    "unseen": {"bias": -3.0, "weights": [6.0]},
+    "source": {"bias": 1.0, "weights": [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]},  # see fusion.confidences
+    "unseen": {"bias": -3.0, "weights": [6.0, 0.0]},
     "publish": 0.3,  # smallest confidence of a source
-    "publish_unseen": 0.4,  # and of a sound that is not in view
+    "publish_unseen": 0.5,  # and of a sound that is not in view
 }
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """One sound and what looks like it.
+    """One sound.
 
     Attributes:
-        centroid: (D,) unit vector of the sight and sound in it.
-        sound: (D,) unit vector of the sound alone.
+        centroid: (D,) unit vector, the mean direction of its time-frequency patches.
+        concepts: (C,) its mean responsibilities, the probability that it is of each concept; the rest to 1 is nothing.
         gate: weighted mean gate of its time-frequency patches, 0..1.
         share: of the sound's weight that belongs to it, 0..1.
     """
 
     centroid: np.ndarray
-    sound: np.ndarray
+    concepts: np.ndarray
     gate: float
     share: float
 
 
-def cluster(visual: np.ndarray, audio: np.ndarray, audio_weight: np.ndarray, decision: dict) -> list[Cluster]:
-    """Clusters of the sound, strongest first, refined by what is in view.
+def responsibilities(embeddings: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+    """Probabilities (N, C) with which embeddings (N, D) in the unit ball belong to prototypes (C, D); the rest is nothing."""
+    logits = SHARPNESS * (embeddings @ prototypes.T)
+    highest = np.maximum(logits.max(axis=1, keepdims=True), SHARPNESS * NOTHING)
+    likelihood = np.exp(logits - highest)
+    return likelihood / (likelihood.sum(axis=1, keepdims=True) + np.exp(SHARPNESS * NOTHING - highest))
+
+
+def cluster(audio: np.ndarray, audio_weight: np.ndarray, prototypes: np.ndarray, decision: dict) -> list[Cluster]:
+    """Clusters of the sound, the one with most of it first.
 
     Args:
-        visual: (P, D) embeddings of image patches.
         audio: (Q, D) embeddings of time-frequency patches.
         audio_weight: (Q,) 0..1, how much each time-frequency patch counts (0 where nothing is heard).
+        prototypes: (C, D) unit vectors.
         decision: thresholds, see NEUTRAL_DECISION.
     """
     gate = np.linalg.norm(audio, axis=1)
     taking_part = (gate > decision["audio_gate"]) & (audio_weight > 0)
     if not taking_part.any():
         return []
-    weight = (gate * audio_weight)[taking_part]
-    directions = audio[taking_part] / gate[taking_part, None]
-    centroids, member = dp_means(directions, weight, decision["same_cosine"])
+    audio, gate = audio[taking_part], gate[taking_part]
+    weight = gate * audio_weight[taking_part]
+    centroids, member = dp_means(audio / gate[:, None], weight, decision["same_cosine"])
     share = np.bincount(member, weight, len(centroids)) / weight.sum()
+    belonging = responsibilities(audio, prototypes)
     clusters = []
     for index in np.argsort(-share):
         if share[index] >= decision["smallest_share"]:
             mine = member == index
-            mean_gate = float(np.average(gate[taking_part][mine], weights=weight[mine]))
-            joint = refine(centroids[index], visual, decision)
-            clusters.append(Cluster(joint, centroids[index], mean_gate, float(share[index])))
+            concepts = np.average(belonging[mine], axis=0, weights=weight[mine])
+            mean_gate = float(np.average(gate[mine], weights=weight[mine]))
+            clusters.append(Cluster(centroids[index], concepts, mean_gate, float(share[index])))
     return clusters
 
 
@@ -97,28 +112,6 @@ def dp_means(directions: np.ndarray, weight: np.ndarray, same_cosine: float, rou
         used, member = np.unique(assigned, return_inverse=True)
         centroids = np.stack([_mean_direction(directions[member == k], weight[member == k]) for k in range(len(used))])
     return centroids, (directions @ centroids.T).argmax(axis=1)
-
-
-def refine(sound: np.ndarray, visual: np.ndarray, decision: dict, rounds: int = 3) -> np.ndarray:
-    """Centroid of a sound together with the image patches that join it; sight and sound count equally.
-
-    What is in view decides between concepts that the sound alone leaves open. With nothing alike in view the result is
-    the sound's own centroid.
-    """
-    gate = np.linalg.norm(visual, axis=1)
-    seen = visual[gate > decision["visual_gate"]]
-    if len(seen) == 0:
-        return sound
-    directions = seen / np.linalg.norm(seen, axis=1, keepdims=True)
-    centroid = sound
-    for _ in range(rounds):
-        cosine = directions @ centroid
-        joining = cosine > decision["same_cosine"]
-        if not joining.any():
-            return centroid
-        weight = np.linalg.norm(seen[joining], axis=1) * cosine[joining]
-        centroid = _mean_direction(np.stack([sound, _mean_direction(directions[joining], weight)]), np.ones(2))
-    return centroid
 
 
 def _mean_direction(directions: np.ndarray, weight: np.ndarray) -> np.ndarray:

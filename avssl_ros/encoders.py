@@ -16,7 +16,7 @@ import onnxruntime
 from avssl_ros import features
 from avssl_ros.paths import shipped_models
 
-FORMAT = 1
+FORMAT = 2
 PREFERRED_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 MAX_MODEL_BYTES = 200_000_000
 

@@ -1,7 +1,7 @@
 """From clusters to sources: one map on the sphere, regions in it, directions, confidences.
 
-A cluster's evidence at an image patch is the product of the patch's embedding with the cluster's centroid. The patches
-of all views are blended onto one grid, where a source is the connected region around a peak.
+An image patch speaks for a sound as far as both belong to the same prototypes. The patches of all views are blended
+onto one grid, where a source is the connected region around a peak.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from avssl_ros.geometry import direction_to_vector, vector_to_direction
 REGION_LEVEL = 0.5  # of its peak: where a region ends
 REGIONS = 3  # candidates looked at for each sound
 PEAK_CELLS = 15  # two maxima nearer than half of this (10 degrees on the sphere) are one
+LIKELY_CONCEPTS = 6  # of a sound that are looked for
 WEAKEST_PEAK = 0.2  # of the strongest: weaker maxima are no candidates
 
 
@@ -49,9 +50,33 @@ class Region:
     mask: np.ndarray
 
 
-def evidence_map(visual: np.ndarray, centroid: np.ndarray, surface: Surface) -> np.ndarray:
-    """Map (h, w) in [0, 1] of a centroid: cosine times gate of what is seen there, negative values cut."""
-    return np.maximum(surface.project((visual @ centroid)[None])[0], 0.0)
+@dataclass(frozen=True)
+class Candidate:
+    """A region that may be what makes a sound.
+
+    Attributes:
+        region: where, and how strong.
+        concept: index of the concept that speaks most for it.
+        features: (F,) for its confidence, see `candidates`.
+    """
+
+    region: Region
+    concept: int
+    features: np.ndarray
+
+
+def evidence_maps(visual: np.ndarray, concepts: np.ndarray, prototypes: np.ndarray, surface: Surface):
+    """Maps (K, h, w) of what a sound and what is in view share, for the sound's likeliest concepts (K,), likeliest first.
+
+    A map holds the probability that the sound is of the concept, times cosine and gate of what is seen there to its
+    prototype, negative values cut.
+
+    Args:
+        visual: (P, D) embeddings of image patches. concepts: (C,) of a Cluster. prototypes: (C, D).
+    """
+    likely = np.argsort(-concepts)[:LIKELY_CONCEPTS]
+    shared = np.maximum(visual @ prototypes[likely].T, 0.0) * concepts[likely]
+    return likely, surface.project(shared.T)
 
 
 def find_regions(evidence: np.ndarray, surface: Surface, count: int = REGIONS) -> list[Region]:
@@ -98,35 +123,38 @@ def _region(evidence: np.ndarray, mask: np.ndarray, peak: float, surface: Surfac
     return Region(float(azimuth), float(elevation), float(np.arccos(cap)), peak, mask)
 
 
-def candidates(visual: np.ndarray, cluster: Cluster, surface: Surface) -> tuple[np.ndarray, list[Region], np.ndarray]:
-    """The map (h, w) of a sound, its regions strongest first, and the features (regions, 8) of their confidence.
+def candidates(visual: np.ndarray, cluster: Cluster, prototypes: np.ndarray, surface: Surface):
+    """The map (h, w) of a sound and its Candidates, strongest first.
 
-    Features: peak; lead over the other regions (log ratio); peak of the sound's own centroid there, before what is in
-    view has drawn it nearer; gate; share; and the products of the two peaks with gate and share.
+    Their features: log of the peak; lead over the other regions (log ratio); what is seen there (cosine times gate to
+    the concept's prototype), alone, times the sound's gate, and its log; the sound's gate; its share.
     """
-    evidence = evidence_map(visual, cluster.centroid, surface)
-    alone = evidence_map(visual, cluster.sound, surface)
+    likely, maps = evidence_maps(visual, cluster.concepts, prototypes, surface)
+    evidence = maps.max(axis=0)
     regions = find_regions(evidence, surface)
-    rows = []
+    found = []
     for region in regions:
         others = max((other.peak for other in regions if other is not region), default=0.0)
         lead = np.clip(np.log((region.peak + 0.02) / (others + 0.02)), -3.0, 3.0)
-        heard = float(alone[region.mask].max())
-        rows.append([region.peak, lead, heard, cluster.gate, cluster.share, heard * cluster.gate,
-                     heard * cluster.share, np.log(heard + 0.05)])  # fmt: skip
-    return evidence, regions, np.asarray(rows, dtype=float).reshape(-1, 8)
+        winner = int(maps[:, region.mask].max(axis=1).argmax())
+        concept = int(likely[winner])
+        seen = region.peak / max(float(cluster.concepts[concept]), 1e-6)
+        row = [np.log(region.peak + 0.02), lead, seen, seen * cluster.gate, np.log(seen + 0.05), cluster.gate, cluster.share]
+        found.append(Candidate(region, concept, np.array(row)))
+    return evidence, found
 
 
-def confidence(features: np.ndarray, model: dict) -> float:
-    """Logistic regression fitted by training/calibrate.py on validation scenes."""
-    score = model["bias"] + float(np.dot(model["weights"], features))
-    return float(1.0 / (1.0 + np.exp(-np.clip(score, -30.0, 30.0))))
+def unseen_features(cluster: Cluster) -> np.ndarray:
+    """Features (2,) of the confidence that a sound is rightly named: probability of its likeliest concept, and gate."""
+    return np.array([cluster.concepts.max(), cluster.gate])
 
 
-def exclusive(confidences: np.ndarray) -> np.ndarray:
-    """Confidences (N,) of regions that claim the same sound, given that one of them or none makes it.
+def confidences(features: np.ndarray, model: dict) -> np.ndarray:
+    """Probabilities (N,) that each of N candidates (N, F) makes a sound that one of them makes, or none.
 
-    With odds o = p / (1 - p) of each on its own, the probability that it is region i alone is o_i / (1 + sum of o).
+    Conditional logit (McFadden 1974), fitted by training/calibrate.py on validation scenes: with scores s the candidate i
+    has exp(s_i) / (1 + sum of exp(s)). For a single candidate this is logistic regression.
     """
-    odds = confidences / np.maximum(1.0 - confidences, 1e-6)
+    scores = model["bias"] + np.asarray(features, dtype=float) @ np.asarray(model["weights"])
+    odds = np.exp(np.clip(scores, -30.0, 30.0))
     return odds / (1.0 + odds.sum())

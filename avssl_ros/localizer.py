@@ -123,28 +123,29 @@ class Localizer:
             weight[:, : -int(np.ceil(recent / PATCH_SECONDS))] = 0.0
         visual = self.encoders.visual(views).reshape(-1, self.encoders.dimensions)
         dimensions = self.encoders.dimensions
-        return cluster(visual, audio.reshape(-1, dimensions), weight.ravel(), self.decision), visual
+        return cluster(audio.reshape(-1, dimensions), weight.ravel(), self.prototypes, self.decision), visual
 
     def _sources(self, sound: Cluster, visual: np.ndarray, surface: fusion.Surface, publish: float) -> list[Source]:
-        evidence, regions, rows = fusion.candidates(visual, sound, surface)
-        class_id = int((self.prototypes @ sound.centroid).argmax())
+        evidence, found = fusion.candidates(visual, sound, self.prototypes, surface)
+        if not found:
+            return []
         sources = []
-        claims = np.array([fusion.confidence(row, self.decision["source"]) for row in rows])
-        for region, confidence in zip(regions, fusion.exclusive(claims).tolist()):
+        confidences = fusion.confidences([candidate.features for candidate in found], self.decision["source"])
+        for candidate, confidence in zip(found, confidences.tolist()):
             if confidence >= publish:
+                region, concept = candidate.region, candidate.concept
                 drawn = np.where(region.mask, np.clip(evidence / region.peak, 0, 1) * confidence, 0).astype(np.float32)
                 sources.append(Source(region.azimuth, region.elevation, region.extent, confidence,
-                                      self.labels[class_id], class_id, sound.centroid.astype(np.float32), drawn))
+                                      self.labels[concept], concept, sound.centroid.astype(np.float32), drawn))
         return sources
 
     def _unseen(self, sound: Cluster) -> list[Unseen]:
-        closeness = self.prototypes @ sound.sound
-        class_id = int(closeness.argmax())
-        evidence = np.array([sound.gate * float(closeness[class_id])])
-        confidence = fusion.confidence(evidence, self.decision["unseen"])
+        class_id = int(sound.concepts.argmax())
+        features = fusion.unseen_features(sound)
+        confidence = float(fusion.confidences([features], self.decision["unseen"])[0])
         if confidence < self.decision["publish_unseen"]:
             return []
-        return [Unseen(self.labels[class_id], class_id, confidence, sound.sound.astype(np.float32))]
+        return [Unseen(self.labels[class_id], class_id, confidence, sound.centroid.astype(np.float32))]
 
 
 class LocalizerStream:

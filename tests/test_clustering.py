@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from avssl_ros.clustering import NEUTRAL_DECISION, cluster, dp_means, refine
+from avssl_ros.clustering import NEUTRAL_DECISION, cluster, dp_means, responsibilities
 
 RNG = np.random.default_rng(0)
 FRAME = np.linalg.qr(RNG.standard_normal((16, 16)))[0]
@@ -16,7 +16,7 @@ def patches(direction, count, gate=0.9, spread=0.05):
 
 def heard(*parts):
     audio = np.concatenate(parts)
-    return cluster(np.zeros((4, 16)), audio, np.ones(len(audio)), NEUTRAL_DECISION)
+    return cluster(audio, np.ones(len(audio)), FRAME, NEUTRAL_DECISION)
 
 
 def test_closed_gates_are_silence():
@@ -25,7 +25,7 @@ def test_closed_gates_are_silence():
 
 def test_patches_that_are_not_heard_take_no_part():
     audio = patches(0, 50)
-    assert cluster(np.zeros((4, 16)), audio, np.zeros(50), NEUTRAL_DECISION) == []
+    assert cluster(audio, np.zeros(50), FRAME, NEUTRAL_DECISION) == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -40,15 +40,16 @@ def test_stray_patches_are_no_source():
     assert len(heard(patches(0, 60), patches(1, 2))) == 1
 
 
-def test_what_is_in_view_decides_between_two_concepts():
-    unsure = (FRAME[2] + FRAME[3]) / np.sqrt(2)
-    joint = refine(unsure, np.concatenate([patches(3, 12), patches(5, 12)]), NEUTRAL_DECISION)
-    assert FRAME[3] @ joint > 0.85 > FRAME[2] @ joint
+def test_responsibilities_follow_direction_and_gate():
+    belonging = responsibilities(np.stack([FRAME[2], 0.05 * FRAME[2], (FRAME[2] + FRAME[3]) / np.sqrt(2)]), FRAME)
+    assert belonging[0].argmax() == 2 and belonging[0, 2] > 0.95
+    assert belonging[1].sum() < 0.2  # a closed gate is nothing, whatever its direction
+    assert belonging[2, 2] == pytest.approx(belonging[2, 3]) and belonging[2, [2, 3]].sum() > 0.9
 
 
-def test_nothing_alike_in_view_leaves_the_sound_as_it_is():
-    assert np.array_equal(refine(FRAME[1], patches(4, 12), NEUTRAL_DECISION), FRAME[1])
-    assert np.array_equal(refine(FRAME[1], patches(1, 12, gate=0.01), NEUTRAL_DECISION), FRAME[1])
+def test_a_sound_knows_which_concepts_it_may_be():
+    (sound,) = heard(patches(4, 40))
+    assert sound.concepts.argmax() == 4 and sound.concepts[4] > 0.8 and sound.concepts.sum() <= 1.0
 
 
 def test_dp_means_members_are_nearest_to_their_centroid():

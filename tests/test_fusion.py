@@ -5,11 +5,10 @@ import pytest
 
 from avssl_ros import fusion
 from avssl_ros.clustering import Cluster
-from avssl_ros.geometry import ViewLayout, angle_between
+from avssl_ros.geometry import ViewLayout, angle_between, patch_directions
 from avssl_ros.localizer import plane_surface, sphere_surface
 
 SURFACE = sphere_surface(ViewLayout(), 14)
-SOUND = Cluster(np.ones(1), np.ones(1), 0.8, 1.0)
 
 
 def bump(azimuth, elevation, radius_deg=15.0, height=0.9):
@@ -34,19 +33,38 @@ def test_nothing_seen_gives_no_region():
     assert fusion.find_regions(np.zeros_like(SURFACE.azimuth, dtype=np.float32), SURFACE) == []
 
 
+def patch_values(azimuth, concept, gate=0.9):
+    """Embeddings (4 * 14 * 14, 3) of a thing of one concept, about 15 degrees wide, at an azimuth on the horizon."""
+    seen = angle_between(*(a.ravel() for a in patch_directions(ViewLayout(), 224, 16)), azimuth, 0.0)
+    return np.outer(gate * np.exp(-0.5 * (seen / np.radians(8)) ** 2), np.eye(3)[concept])
+
+
+def sound(*concepts):
+    return Cluster(np.eye(3)[0], np.array(concepts), 0.8, 1.0)
+
+
+def test_what_is_in_view_decides_between_two_concepts():
+    _, found = fusion.candidates(patch_values(1.0, 1) + patch_values(-2.0, 2), sound(0.5, 0.4, 0.05), np.eye(3), SURFACE)
+    assert (found[0].concept, round(found[0].region.azimuth, 1)) == (1, 1.0)
+
+
+def test_nothing_alike_in_view_gives_no_candidate():
+    assert fusion.candidates(patch_values(1.0, 1), sound(0.9, 0.0, 0.0), np.eye(3), SURFACE)[1] == []
+
+
 def test_a_region_that_leads_is_more_credible():
-    bumps = bump(0.5, 0.0, height=0.3) + bump(-2.8, 0.0)
-    drawn = fusion.Surface(SURFACE.azimuth, SURFACE.elevation, SURFACE.area, True, lambda values: bumps[None])
-    _, regions, rows = fusion.candidates(np.ones((1, 1)), SOUND, drawn)
-    model = {"bias": 0.0, "weights": [1.0, 1.0, 0, 0, 0, 0, 0, 0]}
-    first, second = (fusion.confidence(row, model) for row in rows)
-    assert round(regions[0].azimuth, 1) == -2.8 and 0.0 <= second < 0.5 < first <= 1.0
+    seen = patch_values(0.5, 0, gate=0.3) + patch_values(-2.8, 0)
+    _, found = fusion.candidates(seen, sound(0.9, 0.05, 0.0), np.eye(3), SURFACE)
+    model = {"bias": 0.0, "weights": [1.0, 1.0, 0, 0, 0, 0, 0]}
+    first, second = fusion.confidences([candidate.features for candidate in found], model)
+    assert round(found[0].region.azimuth, 1) == -2.8 and 0.0 <= second < 0.3 < first <= 1.0
 
 
 def test_one_sound_is_not_given_to_two_things():
-    shared = fusion.exclusive(np.array([0.94, 0.56]))
+    model = {"bias": 0.0, "weights": [1.0]}
+    shared = fusion.confidences([[2.75], [0.24]], model)  # each alone: 0.94 and 0.56
     assert shared[0] > 0.8 and shared[1] < 0.1
-    assert fusion.exclusive(np.array([0.7])) == pytest.approx([0.7])
+    assert fusion.confidences([[0.85]], model) == pytest.approx([0.7], abs=0.01)
 
 
 def test_an_ordinary_image_keeps_its_shape_and_sides():

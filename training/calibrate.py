@@ -2,9 +2,9 @@
 
     python training/calibrate.py --models models --data ../shared/data
 
-Runs the localizer itself on scenes with one and two sounding objects and on negatives, collects every candidate region
-with its features (avssl_ros/fusion.py: candidates) and whether it lies on an object of that sound, and fits a logistic
-regression. Test items take no part.
+Runs the localizer itself on scenes with one and two sounding objects and on negatives, collects the candidate regions of
+every sound with their features (avssl_ros/fusion.py: candidates) and whether they lie on an object that sounds, and fits
+the conditional logit of which of them makes the sound, if any. Test items take no part.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
+from scipy.optimize import minimize
 from tqdm import trange
 
 from avssl_ros import Localizer, fusion
@@ -41,34 +41,51 @@ class CalibrateConfig:
     unseen_publish: float = 0.5
 
 
-def candidates(localizer: Localizer, scene: Scene) -> tuple[list, list, list, list]:
-    """Features and rightness of all source candidates, and of all names of sounds, in one scene."""
+def candidates(localizer: Localizer, scene: Scene) -> tuple[list, list]:
+    """For each sound in one scene the features and rightness of its source candidates, and those of its name."""
     views, surface = localizer.cut(scene.image, "equirectangular")
     heard = localizer.hear(scene.sound, views, None)
-    rows, right, name_rows, name_right = [], [], [], []
     if heard is None:
-        return rows, right, name_rows, name_right
+        return [], []
     clusters, visual = heard
     truth = {placed.concept for placed in scene.sounding} | {scene.offscreen}
     concepts = [concept.name for concept in read_concepts()]
+    groups, names = [], []
     for sound in clusters:
-        _, regions, features_of = fusion.candidates(visual, sound, surface)
-        rows += list(features_of)
-        right += [any(_angle(region, placed) <= RIGHT_WITHIN for placed in scene.sounding) for region in regions]
-        closeness = localizer.prototypes @ sound.sound
-        name_rows.append([sound.gate * float(closeness.max())])
-        name_right.append(concepts[int(closeness.argmax())] in truth)
-    return rows, right, name_rows, name_right
+        _, found = fusion.candidates(visual, sound, localizer.prototypes, surface)
+        right = [any(_angle(c.region, placed) <= RIGHT_WITHIN for placed in scene.sounding) for c in found]
+        if found:
+            groups.append((np.stack([c.features for c in found]), np.array(right)))
+        names.append((fusion.unseen_features(sound)[None], np.array([concepts[int(sound.concepts.argmax())] in truth])))
+    return groups, names
 
 
 def _angle(region, placed) -> float:
     return float(angle_between(region.azimuth, region.elevation, placed.azimuth, placed.elevation))
 
 
-def fit(rows: list, right: list) -> dict:
-    """Bias and weights of a logistic regression."""
-    model = LogisticRegression(C=10.0, max_iter=1000).fit(np.asarray(rows), np.asarray(right))
-    return {"bias": round(float(model.intercept_[0]), 5), "weights": [round(float(w), 5) for w in model.coef_[0]]}
+def fit(groups: list[tuple[np.ndarray, np.ndarray]], ridge: float = 1e-3) -> dict:
+    """Bias and weights of the conditional logit (fusion.confidences) by maximum likelihood.
+
+    Args:
+        groups: for each sound the features (n, F) of its candidates and whether each is right (n,); none may be.
+        ridge: weight of the squared weights of standardised features.
+    """
+    rows = np.concatenate([features for features, _ in groups])
+    mean, deviation = rows.mean(axis=0), rows.std(axis=0) + 1e-6
+
+    def loss(parameters: np.ndarray) -> float:
+        model = {"bias": parameters[0], "weights": parameters[1:]}
+        total = 0.0
+        for features, right in groups:
+            share = fusion.confidences((features - mean) / deviation, model)
+            total -= np.log(max(share[right].sum() if right.any() else 1.0 - share.sum(), 1e-12))
+        return total / len(groups) + ridge * float(np.square(parameters[1:]).sum())
+
+    fitted = minimize(loss, np.zeros(rows.shape[1] + 1), method="L-BFGS-B").x
+    weights = fitted[1:] / deviation
+    bias = fitted[0] - float(weights @ mean)
+    return {"bias": round(float(bias), 5), "weights": [round(float(w), 5) for w in weights]}
 
 
 def calibrate(config: CalibrateConfig) -> dict:
@@ -76,21 +93,22 @@ def calibrate(config: CalibrateConfig) -> dict:
     localizer = Localizer(config.models)
     collection = Collection(read_items(split="validation"), config.data, read_concepts(), Path("cache/sounds-validation.npz"))
     generator = SceneGenerator(collection, config.seed, least_photos=3, least_sounds=1)
-    found = [[], [], [], []]
+    groups, names = [], []
     for index in trange(config.scenes * 3 // 2, unit="scene", mininterval=5.0):
         if index < config.scenes:
             scene = generator.scene(index, sounding=1 + index % 3 // 2)
         else:
             scene = generator.negative(index, NEGATIVES[index % len(NEGATIVES)])
-        for collected, new in zip(found, candidates(localizer, scene)):
-            collected.extend(new)
-    rows, right, name_rows, name_right = found
+        new_groups, new_names = candidates(localizer, scene)
+        groups += new_groups
+        names += new_names
     path = config.models / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["decision"] |= {"source": fit(rows, right), "unseen": fit(name_rows, name_right),
+    manifest["decision"] |= {"source": fit(groups), "unseen": fit(names),
                              "publish": config.source_publish, "publish_unseen": config.unseen_publish}
     path.write_text(json.dumps(manifest, indent=1) + "\n")
-    print(f"{len(rows)} candidates, {np.mean(right):.0%} right; {len(name_rows)} names, {np.mean(name_right):.0%} right")
+    findable, named = (np.mean([right.any() for _, right in parts]) for parts in (groups, names))
+    print(f"{len(groups)} sounds, {findable:.0%} with a right candidate; {named:.0%} of {len(names)} named right")
     return manifest["decision"]
 
 

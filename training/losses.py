@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from avssl_ros.clustering import NOTHING, SHARPNESS
+
 BACKGROUND, IGNORE = -1, -2
-SHARPNESS = 12.0  # scale of cosines before a softmax
 
 
 def deep_clustering(v: torch.Tensor, owner: torch.Tensor, weight: torch.Tensor, clusters: int) -> torch.Tensor:
@@ -34,7 +35,7 @@ def deep_clustering(v: torch.Tensor, owner: torch.Tensor, weight: torch.Tensor, 
 def concept_logits(v: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
     """Logits (..., C + 1) of embeddings (..., D) for C prototypes (C, D); the last stands for "nothing that sounds"."""
     logits = SHARPNESS * v @ frame.T
-    return torch.cat([logits, torch.full_like(logits[..., :1], 0.4 * SHARPNESS)], dim=-1)
+    return torch.cat([logits, torch.full_like(logits[..., :1], NOTHING * SHARPNESS)], dim=-1)
 
 
 def object_weights(v: torch.Tensor, owner: torch.Tensor, owner_concept: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:

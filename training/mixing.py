@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 import soxr
+from scipy.signal import fftconvolve
 
 from avssl_ros import features
 from avssl_ros.audio_input import read_audio
-from avssl_ros.geometry import ViewLayout, cut_views, direction_to_vector, pixel_to_direction
+from avssl_ros.geometry import ViewLayout, cut_views, direction_to_pixel, direction_to_vector, pixel_to_direction
 from training.data import BACKGROUND as BACKGROUND_CONCEPT
 from training.data import Concept, Item
 from training.losses import BACKGROUND, IGNORE
@@ -104,6 +106,13 @@ def paste(view: np.ndarray, coverage: np.ndarray, photo: np.ndarray, alpha: np.n
     coverage[y0:y1, x0:x1] = alpha[part]
 
 
+@lru_cache(maxsize=2)
+def _pixel_vectors(rows: int, columns: int) -> np.ndarray:
+    """Unit vectors (rows, columns, 3) of the pixels of an equirectangular image."""
+    directions = pixel_to_direction(*np.meshgrid(np.arange(columns), np.arange(rows)), columns, rows)
+    return direction_to_vector(*directions)
+
+
 def paste_on_sphere(panorama, photo, alpha, azimuth: float, elevation: float, height: float) -> np.ndarray:
     """Sets a flat picture tangent to the sphere into an equirectangular image, in place (gnomonic projection).
 
@@ -115,19 +124,34 @@ def paste_on_sphere(panorama, photo, alpha, azimuth: float, elevation: float, he
         The opacity (H, W) float32 with which it covers the panorama.
     """
     rows, columns = panorama.shape[:2]
-    directions = pixel_to_direction(*np.meshgrid(np.arange(columns), np.arange(rows)), columns, rows)
+    scale = photo.shape[0] / (2 * np.tan(height / 2))
+    part = _cap(rows, columns, azimuth, elevation, np.arctan(np.hypot(*photo.shape[:2]) / 2 / scale))
+    vectors = _pixel_vectors(rows, columns)[part]
     forward = direction_to_vector(azimuth, elevation)
     left = direction_to_vector(azimuth + np.pi / 2, 0.0)
-    vectors = direction_to_vector(*directions)
-    ahead = np.maximum(vectors @ forward, 1e-6)
-    scale = photo.shape[0] / (2 * np.tan(height / 2))
-    x = photo.shape[1] / 2 - 0.5 - vectors @ left / ahead * scale
-    y = photo.shape[0] / 2 - 0.5 - vectors @ np.cross(forward, left) / ahead * scale
-    x, y = (np.where(ahead > 1e-3, c, -1e4).astype(np.float32) for c in (x, y))
-    opacity = cv2.remap(alpha, x, y, cv2.INTER_LINEAR, borderValue=0)
+    ahead = vectors @ forward
+    inside = ahead > 1e-3
+    x = photo.shape[1] / 2 - 0.5 - vectors @ left / np.maximum(ahead, 1e-3) * scale
+    y = photo.shape[0] / 2 - 0.5 - vectors @ np.cross(forward, left) / np.maximum(ahead, 1e-3) * scale
+    x, y = (np.where(inside, c, -1e4).astype(np.float32) for c in (x, y))
+    covered = cv2.remap(alpha, x, y, cv2.INTER_LINEAR, borderValue=0)
     picture = cv2.remap(photo, x, y, cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
-    panorama[:] = (panorama * (1 - opacity[..., None]) + picture * opacity[..., None] + 0.5).astype(np.uint8)
+    panorama[part] = (panorama[part] * (1 - covered[..., None]) + picture * covered[..., None] + 0.5).astype(np.uint8)
+    opacity = np.zeros((rows, columns), np.float32)
+    opacity[part] = covered
     return opacity
+
+
+def _cap(rows: int, columns: int, azimuth: float, elevation: float, radius: float):
+    """Index (rows, 1), (1, columns) of the pixels of an equirectangular image that hold a spherical cap, also at the seam."""
+    x, y = direction_to_pixel(azimuth, elevation, columns, rows)
+    tall = int(np.ceil(radius / np.pi * rows)) + 1
+    wide = columns
+    if abs(elevation) + radius < np.pi / 2:
+        wide = 2 * int(np.ceil(np.arcsin(np.sin(radius) / np.cos(elevation)) / (2 * np.pi) * columns)) + 3
+    row = np.arange(max(0, int(y) - tall), min(rows, int(y) + tall + 1))
+    column = (int(x) + np.arange(min(wide, columns)) - wide // 2) % columns
+    return row[:, None], column[None]
 
 
 # -------------------------------------------------------------------------------------------------------------- sounds
@@ -153,6 +177,33 @@ def excerpt(rng: np.random.Generator, samples: np.ndarray, seconds: float = SECO
 def at_level(samples: np.ndarray, level_db: float) -> np.ndarray:
     """Scaled so that the loudest 100 ms have `level_db` (dB of full scale RMS)."""
     return samples * np.float32(10 ** ((level_db - max(features.loudest_block_db(samples), -120.0)) / 20))
+
+
+def pink_noise(rng: np.random.Generator, length: int) -> np.ndarray:
+    """(length,) float32 noise whose power falls by 3 dB an octave."""
+    spectrum = np.fft.rfft(rng.standard_normal(length))
+    spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
+    return np.fft.irfft(spectrum, length).astype(np.float32)
+
+
+def hum(rng: np.random.Generator, length: int, fundamental: float, harmonics=(1, 2, 3, 5)) -> np.ndarray:
+    """(length,) float32 steady tone of a mains transformer or a motor: harmonics that fall as 1/k, random phases."""
+    time = np.arange(length) / features.SAMPLE_RATE
+    tones = [np.sin(2 * np.pi * fundamental * k * time + rng.uniform(0, 2 * np.pi)) / k for k in harmonics]
+    return sum(tones).astype(np.float32)
+
+
+def reverberant(rng: np.random.Generator, samples: np.ndarray, decay_seconds: float, direct: float) -> np.ndarray:
+    """As heard in a room: the direct sound and a tail of exponentially decaying noise (Polack 1988).
+
+    Args:
+        samples: (n,). decay_seconds: in which the tail falls by 60 dB. direct: its energy against that of the tail.
+    """
+    time = np.arange(int(decay_seconds * features.SAMPLE_RATE)) / features.SAMPLE_RATE
+    tail = rng.standard_normal(len(time)) * 10 ** (-3.0 * time / decay_seconds)
+    tail /= np.linalg.norm(tail) * np.sqrt(direct)
+    tail[0] += 1.0
+    return fftconvolve(samples, tail.astype(np.float32))[: len(samples)].astype(np.float32)
 
 
 def at_speed(samples: np.ndarray, speed: float) -> np.ndarray:
@@ -181,13 +232,15 @@ class MixConfig:
     """How training scenes are mixed."""
 
     views: int = 4
-    sounds: int = 3  # sound mixtures a scene
+    sounds: int = 6  # sound mixtures a scene
     concepts: tuple[int, int] = (3, 6)  # visible concepts a scene, from .. to
-    photo_px: tuple[float, float] = (50.0, 160.0)  # shorter side of a pasted photo
+    photo_px: tuple[float, float] = (36.0, 150.0)  # shorter side of a pasted photo
     full_view: float = 0.15  # share of views filled by one photo
     no_object: float = 0.1  # share of views without any
+    decoy: float = 0.3  # share of views with a pasted picture that shows nothing that sounds
     two_sounds: float = 0.35
-    no_sound: float = 0.15  # silence or background noise alone
+    no_sound: float = 0.2  # silence or background noise alone
+    reverberant: float = 0.3  # share of sounds heard in a room
     offscreen: float = 0.15  # share of sounds whose object is not in view
 
 
@@ -235,12 +288,20 @@ class SceneMixer:
         # A few layouts, whose sampling maps stay cached; turning the panorama itself gives any yaw at no cost.
         layout = ViewLayout(tuple(np.arange(count) * 360 / count), rng.choice([-12.0, 0.0, 12.0]), rng.choice([75.0, 100.0]))
         views = cut_views(np.roll(panorama, rng.integers(panorama.shape[1]), axis=1), layout, SIZE)
-        plain = self.collection.photos[BACKGROUND_CONCEPT]
         for view in range(count):
-            if plain and rng.random() < 0.2:
-                photo = jitter(rng, self.collection.photo(plain[rng.integers(len(plain))]))
-                views[view] = cv2.resize(photo, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+            if rng.random() < 0.2:
+                views[view] = cv2.resize(self._plain_photo(rng), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
         return views
+
+    def _plain_photo(self, rng) -> np.ndarray:
+        """A photograph, or a piece of another panorama, of nothing that sounds."""
+        plain = self.collection.photos[BACKGROUND_CONCEPT]
+        if plain and rng.random() < 0.7:
+            return jitter(rng, self.collection.photo(plain[rng.integers(len(plain))]))
+        panorama = self._panorama(self.collection.panoramas[rng.integers(len(self.collection.panoramas))])
+        height = panorama.shape[0] // 2
+        left = rng.integers(panorama.shape[1] - height)
+        return jitter(rng, panorama[height // 2 : height // 2 + height, left : left + height])
 
     def _view(self, rng, view: np.ndarray, names: list[str]):
         """Pastes objects of the scene's concepts into one view."""
@@ -250,6 +311,9 @@ class SceneMixer:
         full = config.no_object <= draw < config.no_object + config.full_view
         owner, strongest = np.full((SIZE, SIZE), BACKGROUND), np.zeros((SIZE, SIZE), np.float32)
         concepts = np.full(3, IGNORE)
+        if not full and rng.random() < config.decoy:  # a seam alone must not mean an object
+            decoy = self._plain_photo(rng)
+            self._place(rng, view, np.zeros((SIZE, SIZE), np.float32), decoy, False)
         for index in range(count):
             name = names[rng.integers(len(names))]
             choices = self.collection.photos[name]
@@ -291,6 +355,8 @@ class SceneMixer:
             choices = self.collection.sounds[name]
             recording = self.collection.sound(choices[rng.integers(len(choices))])
             samples = excerpt(rng, at_speed(recording, rng.uniform(0.85, 1.18)))
+            if rng.random() < config.reverberant:
+                samples = reverberant(rng, samples, rng.uniform(0.15, 0.8), 10 ** rng.uniform(-0.5, 1.0))
             sources.append(at_level(samples, rng.uniform(-35, -12)))
             concepts[index] = self.collection.class_of[name]
         if count == 2 and concepts[0] == concepts[1]:
@@ -306,9 +372,13 @@ class SceneMixer:
         if rng.random() < 0.4:
             return floor
         level = rng.uniform(-50, -15) if alone else rng.uniform(-70, -30)
-        if rng.random() < 0.2:
-            tilt = np.cumsum(rng.standard_normal(length)) if rng.random() < 0.3 else rng.standard_normal(length)
-            return floor + at_level((tilt - tilt.mean()).astype(np.float32), level)
+        draw = rng.random()
+        if draw < 0.2:
+            coloured = pink_noise(rng, length) if draw < 0.1 else rng.standard_normal(length).astype(np.float32)
+            return floor + at_level(coloured, level)
+        if draw < 0.35:
+            fundamental = rng.choice([50.0, 60.0, rng.uniform(25.0, 400.0)])
+            return floor + at_level(hum(rng, length, fundamental, rng.permutation(np.arange(1, 9))[:4]), level)
         choices = self.collection.sounds[BACKGROUND_CONCEPT]
         return floor + at_level(excerpt(rng, self.collection.sound(choices[rng.integers(len(choices))])), level)
 

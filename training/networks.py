@@ -50,6 +50,7 @@ class PatchHead(nn.Module):
         """(N, C, h/2, w/2) and (N, c, h, w) to (N, h, w, D) in the unit ball."""
         joined = F.interpolate(self.deep(deep), scale_factor=2, mode="bilinear", align_corners=False)
         joined = joined[:, :, : fine.shape[2], : fine.shape[3]] + self.fine(fine)
+        joined = joined.float()  # bfloat16 is too coarse for the losses
         direction = F.normalize(joined[:, :-1], dim=1, eps=1e-6)
         return (torch.sigmoid(joined[:, -1:]) * direction).permute(0, 2, 3, 1)
 
@@ -159,6 +160,7 @@ class AudioEncoder(nn.Module):
     """EfficientAT mn04 (MIT) with a patch head; input normalised log-mel (N, 128, frames)."""
 
     FINE_LAYERS = 13  # the stem and twelve blocks: stride 16
+    FROZEN_LAYERS = 4  # up to stride 4, as with the visual encoder
 
     def __init__(self, dimensions: int):
         super().__init__()
@@ -176,7 +178,9 @@ class AudioEncoder(nn.Module):
 
     def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
         x = log_mel[:, None]
-        for layer in self.features[: self.FINE_LAYERS]:
+        with torch.set_grad_enabled(False):
+            x = self.features[: self.FROZEN_LAYERS](x)
+        for layer in self.features[self.FROZEN_LAYERS : self.FINE_LAYERS]:
             x = layer(x)
         deep = self.features[self.FINE_LAYERS :](x)
         average = deep.mean(dim=(2, 3), keepdim=True)
@@ -200,6 +204,19 @@ def _concept_classifier(weight, bias, concept_classes, dimensions) -> tuple[torc
     biases = torch.stack([bias[list(c)].mean() - bias.mean() if c else 0 * bias[0] for c in concept_classes])
     frame = prototypes(len(concept_classes), dimensions)
     return frame.T @ rows, frame.T @ biases
+
+
+def depthwise_in_float32(model: nn.Module) -> None:
+    """Takes depthwise convolutions out of mixed precision: their bfloat16 gradients are up to 5 times slower on a CPU."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            kind = type(module)
+            module.__class__ = type(kind.__name__, (kind,), {"forward": _forward_in_float32})
+
+
+def _forward_in_float32(module: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return type(module).__base__.forward(module, x.float())
 
 
 def freeze_norms(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from avssl_ros import features
 from training.data import BACKGROUND
-from training.mixing import SECONDS, Collection, at_level, excerpt, feathered_alpha, paste_on_sphere
+from training.mixing import SECONDS, Collection, at_level, excerpt, feathered_alpha, hum, paste_on_sphere, pink_noise
 
 NEGATIVES = ("silence", "white noise", "pink noise", "hum", "recorded background", "offscreen sound")
 SEPARATION = np.radians(45)  # smallest azimuth between two objects
@@ -92,13 +92,9 @@ class SceneGenerator:
         if kind == "white noise":
             return at_level(rng.standard_normal(length).astype(np.float32), level)
         if kind == "pink noise":
-            spectrum = np.fft.rfft(rng.standard_normal(length))
-            spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
-            return at_level(np.fft.irfft(spectrum, length).astype(np.float32), level)
+            return at_level(pink_noise(rng, length), level)
         if kind == "hum":
-            time = np.arange(length) / features.SAMPLE_RATE
-            tones = [np.sin(2 * np.pi * rng.choice([50, 60]) * k * time + rng.uniform(0, 6)) / k for k in (1, 2, 3, 5)]
-            return at_level(sum(tones).astype(np.float32), level)
+            return at_level(hum(rng, length, rng.choice([50.0, 60.0])), level)
         if kind == "recorded background":
             return self._background(rng, level)
         raise ValueError(f"kind must be one of {NEGATIVES}, got {kind!r}")

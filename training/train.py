@@ -31,7 +31,7 @@ from tqdm import tqdm
 from training import losses
 from training.data import read_concepts, read_items
 from training.mixing import Collection, MixConfig, SceneMixer
-from training.networks import AudioEncoder, VisualEncoder, freeze_norms, prototypes
+from training.networks import AudioEncoder, VisualEncoder, depthwise_in_float32, freeze_norms, prototypes
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,13 @@ class TrainConfig:
     run: Path = Path("runs/first")  # output folder; an interrupted run in it is resumed
     cache: Path = Path("cache")  # decoded recordings, made once
     split: str = "train"  # the items of training/splits.csv to train on
-    steps: int = 3000
+    precision: str = "auto"  # of Fabric; auto: bfloat16 where the processor computes in it, else float32
+    steps: int = 5000
     align_steps: int = 300  # before deep clustering joins
     scenes: int = 8  # a step
     dimensions: int = 96  # of the embedding
     clustering_weight: float = 5.0
-    gate_weight: float = 0.5  # of the norm of background patches
+    gate_weight: float = 1.0  # of the norm of background patches
     visual_share: float = 0.5  # of the weight of visual against sound patches in the clustering loss
     background_share: float = 0.4  # of the weight of background patches
     trunk_rate: float = 2e-4  # learning rate of pretrained layers
@@ -167,6 +168,8 @@ def build(config: TrainConfig) -> tuple[Encoders, torch.optim.Optimizer]:
     imagenet, audioset = concept_classes(config.weights)
     model.visual.load_pretrained(imagenet)
     model.audio.load_pretrained(config.weights / "mn04_as_mAP_432.pt", audioset)
+    if not torch.cuda.is_available():
+        depthwise_in_float32(model)
     heads = [p for name, p in model.named_parameters() if ".head." in name]
     trunks = [p for name, p in model.named_parameters() if ".head." not in name]
     groups = [{"params": trunks, "lr": config.trunk_rate}, {"params": heads, "lr": config.head_rate}]
@@ -179,6 +182,14 @@ def _loader(config: TrainConfig, split: str, seed: int, first: int, count: int) 
     collection = Collection(read_items(split=split), config.data, read_concepts(), config.cache / f"sounds-{split}.npz")
     scenes = Scenes(SceneMixer(collection, config.mix, seed), first, count)
     return DataLoader(scenes, batch_size=config.scenes, num_workers=config.workers, persistent_workers=False)
+
+
+def choose_precision(wanted: str) -> str:
+    """Fabric's precision for "auto": bfloat16 is 1.7 times as fast on a CPU that has it, and slower on others."""
+    if wanted != "auto":
+        return wanted
+    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
 
 
 def _describe(config: TrainConfig) -> dict:
@@ -194,7 +205,7 @@ def _save(fabric: Fabric, path: Path, state: dict) -> None:
 
 def train(config: TrainConfig) -> dict[str, float]:
     """Runs the training to its end and returns the last validation metrics."""
-    fabric = Fabric(accelerator="auto", devices=1)
+    fabric = Fabric(accelerator="auto", devices=1, precision=choose_precision(config.precision))
     fabric.seed_everything(config.seed, verbose=False)
     config.run.mkdir(parents=True, exist_ok=True)
     model, optimizer = build(config)

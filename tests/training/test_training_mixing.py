@@ -65,7 +65,7 @@ def test_training_scenes_are_a_function_of_seed_and_index(validation):
     first, again, other = (mixer[3] for mixer in mixers)
     assert all(np.array_equal(first[key], again[key]) for key in first)
     assert not np.array_equal(first["views"], other["views"])
-    assert first["views"].shape == (4, 224, 224, 3) and first["sound"].shape == (3, 128, 200)
+    assert first["views"].shape == (4, 224, 224, 3) and first["sound"].shape == (6, 128, 200)
 
 
 @pytest.mark.shared
