@@ -44,12 +44,12 @@ class ExportConfig:
 
 def load_average(run: Path) -> tuple[Encoders, dict, int]:
     """The averaged encoders of a run, its configuration and its step."""
-    config = json.loads((run / "config.json").read_text())
+    config, provenance = (json.loads((run / f"{name}.json").read_text()) for name in ("config", "provenance"))
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     model = Encoders(config["dimensions"])
     prefix = "module."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
-    return model.eval(), config, state["step"]
+    return model.eval(), {**config, **provenance}, state["step"]
 
 
 def _export(module: torch.nn.Module, example: torch.Tensor, name: str, dynamic: dict, path: Path) -> None:

@@ -7,6 +7,8 @@ silence have Y = 0, so they are pulled to zero and the norm of an embedding beco
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional as F
 
@@ -56,7 +58,18 @@ def object_weights(v: torch.Tensor, owner: torch.Tensor, owner_concept: torch.Te
     return ((0.75 * attention + 0.25 * even) * known).sum(dim=2)
 
 
-def alignment(v, owner, owner_concept, frame, background_share: float = 0.5) -> torch.Tensor:
+class Mean(NamedTuple):
+    """A sum over rows and their number, apart: ranks have unequal numbers, and their means must not be averaged."""
+
+    total: torch.Tensor
+    count: torch.Tensor
+
+    @property
+    def value(self) -> torch.Tensor:
+        return self.total / self.count.clamp_min(1)
+
+
+def alignment(v, owner, owner_concept, frame) -> tuple[Mean, Mean]:
     """Cross entropy of each object's pooled patches against its concept, and of background patches against "nothing".
 
     Patches are pooled by log-mean-exp over the object's cells, so that one strong cell is enough.
@@ -66,15 +79,13 @@ def alignment(v, owner, owner_concept, frame, background_share: float = 0.5) -> 
     spread = logits[:, :, None].expand(-1, -1, member.shape[2], -1).masked_fill(~member[..., None], -1e4)
     pooled = torch.logsumexp(spread, dim=1) - member.sum(dim=1).clamp_min(1).log()[..., None]
     known = (owner_concept >= 0) & member.any(dim=1)
-    objects = F.cross_entropy(pooled[known], owner_concept[known]) if known.any() else 0.0 * v.sum()
     background = owner == BACKGROUND
-    if not background.any():
-        return objects
-    nothing = torch.full((int(background.sum()),), frame.shape[0], device=v.device)
-    return objects + background_share * F.cross_entropy(logits[background], nothing)
+    nothing = torch.full_like(owner[background], frame.shape[0])
+    return (Mean(F.cross_entropy(pooled[known], owner_concept[known], reduction="sum"), known.sum()),
+            Mean(F.cross_entropy(logits[background], nothing, reduction="sum"), background.sum()))  # fmt: skip
 
 
-def open_gates(v: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-    """Mean squared norm of background patches. Pairs of background rows alone pull a norm down only to the fourth power."""
+def open_gates(v: torch.Tensor, owner: torch.Tensor) -> Mean:
+    """Squared norms of background patches. Pairs of background rows alone pull a norm down only to the fourth power."""
     background = (owner == BACKGROUND).to(v.dtype)
-    return (v.square().sum(dim=-1) * background).sum() / background.sum().clamp_min(1)
+    return Mean((v.square().sum(dim=-1) * background).sum(), background.sum())

@@ -78,11 +78,11 @@ class VisualEncoder(nn.Module):
         trunk._fc = nn.Identity()
         self.trunk = trunk
         self.head = PatchHead(1280, 112, dimensions)
+        _freeze(trunk._conv_stem, trunk._bn0, *trunk._blocks[: self.FROZEN_BLOCKS])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images.permute(0, 3, 1, 2).to(torch.float32).sub(127.0).div(128.0)
-        with torch.set_grad_enabled(False):
-            x = self._stem(x.contiguous(memory_format=torch.channels_last))
+        x = self._stem(x.contiguous(memory_format=torch.channels_last))
         for block in self.trunk._blocks[self.FROZEN_BLOCKS : self.TRUNK_BLOCKS_FINE]:
             x = block(x)
         fine = x
@@ -118,6 +118,11 @@ class SqueezeExcitation(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3))))))
         return x * scale[:, :, None, None]
+
+
+def _freeze(*modules: nn.Module) -> None:
+    for module in modules:
+        module.requires_grad_(False)
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int, groups: int, activation) -> nn.Sequential:
@@ -175,12 +180,11 @@ class AudioEncoder(nn.Module):
         self.locality = nn.Parameter(torch.full((384, 1, 1), 0.3))
         self.hidden = nn.Conv2d(384, 512, 1)
         self.head = PatchHead(512, 48, dimensions)
+        _freeze(*self.features[: self.FROZEN_LAYERS])
 
     def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
         x = log_mel[:, None]
-        with torch.set_grad_enabled(False):
-            x = self.features[: self.FROZEN_LAYERS](x)
-        for layer in self.features[self.FROZEN_LAYERS : self.FINE_LAYERS]:
+        for layer in self.features[: self.FINE_LAYERS]:
             x = layer(x)
         deep = self.features[self.FINE_LAYERS :](x)
         average = deep.mean(dim=(2, 3), keepdim=True)

@@ -1,10 +1,15 @@
 """Trains both encoders on mixed scenes: alignment with concepts first, deep clustering with it after that.
 
-    python training/train.py --data ../shared/data --weights ../shared/weights      # on this machine's CPU or GPU
-    python training/train.py ... --run runs/first                                   # the same again: resumes
+    python training/train.py --run runs/first                              # this machine's GPU, else its CPU
+    python training/train.py --run runs/first                              # the same again: resumes
+    python training/train.py --config runs/first/config.json --run runs/second --steps 9000
+    torchrun --nproc-per-node 4 training/train.py --run runs/first         # four GPUs of one node
+    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 training/train.py ...
 
-Writes into the run folder: config.json, log.jsonl (a line every `log_every` steps, validation included) and
-checkpoint.pt, which carries everything that a resumed run needs. `training/export.py` makes the model folder of it.
+A run folder holds config.json (the resolved configuration; `--config` reads it), provenance.json (git state, versions,
+machine), log.jsonl (a line every `log_every` steps), TensorBoard events (losses, maps on pictures, the embedding in
+colours), and checkpoint.pt with everything that a resumed run needs: it goes on as if it had never been killed.
+`training/export.py` makes the model folder of it.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -25,6 +31,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -32,6 +39,9 @@ from training import losses
 from training.data import read_concepts, read_items
 from training.mixing import Collection, MixConfig, SceneMixer
 from training.networks import AudioEncoder, VisualEncoder, depthwise_in_float32, freeze_norms, prototypes
+from training.pictures import scene_picture
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -43,12 +53,15 @@ class TrainConfig:
     run: Path = Path("runs/first")  # output folder; an interrupted run in it is resumed
     cache: Path = Path("cache")  # decoded recordings, made once
     split: str = "train"  # the items of training/splits.csv to train on
+    accelerator: str = "auto"  # of Fabric: cpu, cuda; auto takes a GPU where there is one
+    devices: int = 1  # of this node when not started by torchrun, which says so itself
     precision: str = "auto"  # of Fabric; auto: bfloat16 where the processor computes in it, else float32
     steps: int = 5000
     align_steps: int = 300  # before deep clustering joins
-    scenes: int = 8  # a step
+    scenes: int = 8  # a step and device
     dimensions: int = 96  # of the embedding
     clustering_weight: float = 5.0
+    nothing_weight: float = 0.5  # of background patches in the alignment
     gate_weight: float = 1.0  # of the norm of background patches
     visual_share: float = 0.5  # of the weight of visual against sound patches in the clustering loss
     background_share: float = 0.4  # of the weight of background patches
@@ -60,7 +73,8 @@ class TrainConfig:
     seed: int = 0
     workers: int = 1
     log_every: int = 20
-    validate_every: int = 250
+    checkpoint_every: int = 250
+    validate_every: int = 500
     validation_scenes: int = 48
     mix: MixConfig = field(default_factory=MixConfig)
 
@@ -99,24 +113,28 @@ class Encoders(torch.nn.Module):
     def forward(self, views: torch.Tensor, sound: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(S, V, H, W, 3) uint8 and (S, M, 128, T) to (S, V, P, D) and (S, M, Q, D)."""
         visual, audio = self.visual(views.flatten(0, 1)), self.audio(sound.flatten(0, 1))
-        return (x.flatten(1, 2).unflatten(0, like.shape[:2]) for x, like in ((visual, views), (audio, sound)))
+        return tuple(x.flatten(1, 2).unflatten(0, like.shape[:2]) for x, like in ((visual, views), (audio, sound)))
 
 
-def loss_terms(visual, audio, batch, frame, config: TrainConfig) -> dict[str, torch.Tensor]:
+# ------------------------------------------------------------------------------------------------------------- losses
+
+
+def loss_terms(visual, audio, batch, frame, config: TrainConfig) -> dict[str, losses.Mean]:
     """Alignment of each modality and the deep clustering loss of each scene over both."""
     view_owner, sound_owner = batch["view_owner"].flatten(2), batch["sound_owner"].flatten(2)
     terms, rows = {}, []
     for name, v, owner, concept in (("visual", visual, view_owner, batch["view_concept"]),
                                     ("audio", audio, sound_owner, batch["sound_concept"])):
         flat = v.flatten(0, 1), owner.flatten(0, 1), concept.flatten(0, 1)
-        terms[name] = losses.alignment(*flat, frame)
+        terms[name], terms[f"{name}_nothing"] = losses.alignment(*flat, frame)
         terms[f"{name}_gates"] = losses.open_gates(*flat[:2])
         weight = losses.object_weights(*flat, frame)
         owned = torch.gather(concept, 2, owner.clamp_min(0).clamp_max(concept.shape[2] - 1))
         cluster = torch.where(owner >= 0, owned, owner)
         rows.append((v.flatten(1, 2), cluster.flatten(1), weight.unflatten(0, concept.shape[:2]).flatten(1)))
-    terms["clustering"] = losses.deep_clustering(*_joined(rows, config), clusters=len(frame))
-    return terms
+    clustering = losses.deep_clustering(*_joined(rows, config), clusters=len(frame))
+    scenes = torch.tensor(float(len(visual)), device=visual.device)
+    return {**terms, "clustering": losses.Mean(clustering * scenes, scenes)}
 
 
 def _joined(rows, config: TrainConfig):
@@ -130,6 +148,24 @@ def _joined(rows, config: TrainConfig):
             weights.append((owner, part * share * part_share))
     weight = torch.cat([weights[0][1] + weights[1][1], weights[2][1] + weights[3][1]], dim=1)
     return v, cluster, weight
+
+
+def means_over_ranks(fabric: Fabric, terms: dict[str, losses.Mean]) -> dict[str, torch.Tensor]:
+    """Each term divided by the mean count of all ranks, so that the mean of the ranks' gradients is that of one batch."""
+    counts = torch.stack([mean.count.to(torch.float32) for mean in terms.values()])
+    counts = fabric.all_reduce(counts, reduce_op="mean").clamp_min(1e-6)
+    return {name: mean.total / count for (name, mean), count in zip(terms.items(), counts)}
+
+
+def total_loss(terms: dict[str, torch.Tensor], step: int, config: TrainConfig) -> torch.Tensor:
+    """The weighted sum; deep clustering joins after `align_steps`."""
+    clustering_weight = config.clustering_weight if step >= config.align_steps else 0.0
+    nothing, gates = (terms[f"visual_{name}"] + terms[f"audio_{name}"] for name in ("nothing", "gates"))
+    return (terms["visual"] + terms["audio"] + config.nothing_weight * nothing + config.gate_weight * gates
+            + clustering_weight * terms["clustering"])  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- validation
 
 
 @torch.no_grad()
@@ -156,6 +192,20 @@ def validate(model: Encoders, loader: DataLoader, frame: torch.Tensor, fabric: F
     return {key: float(np.mean(values)) if values else float("nan") for key, values in hits.items()}
 
 
+@torch.no_grad()
+def draw_scenes(model: Encoders, loader: DataLoader, frame: torch.Tensor, fabric: Fabric, logger, step: int) -> None:
+    """Maps on the first validation scenes, and their embedding in colours, as TensorBoard pictures."""
+    batch = fabric.to_device(next(iter(loader)))
+    visual, audio = model(batch["views"], batch["sound"])
+    for index in range(min(2, len(visual))):
+        scene = {key: value[index].cpu().numpy() for key, value in batch.items()}
+        picture = scene_picture(scene, visual[index].cpu().numpy(), audio[index].cpu().numpy(), frame.cpu().numpy())
+        logger.experiment.add_image(f"scene {index}", picture, step, dataformats="HWC")
+
+
+# ------------------------------------------------------------------------------------------------------------- the run
+
+
 def learning_rate_scale(step: int, config: TrainConfig) -> float:
     """Warm-up, constant, linear decay."""
     decay_steps = max(1, int(config.decay * config.steps))
@@ -168,100 +218,181 @@ def build(config: TrainConfig) -> tuple[Encoders, torch.optim.Optimizer]:
     imagenet, audioset = concept_classes(config.weights)
     model.visual.load_pretrained(imagenet)
     model.audio.load_pretrained(config.weights / "mn04_as_mAP_432.pt", audioset)
-    if not torch.cuda.is_available():
+    if config.accelerator == "cpu" or not torch.cuda.is_available():
         depthwise_in_float32(model)
-    heads = [p for name, p in model.named_parameters() if ".head." in name]
-    trunks = [p for name, p in model.named_parameters() if ".head." not in name]
+    return model, make_optimizer(model, config)
+
+
+def make_optimizer(model: Encoders, config: TrainConfig) -> torch.optim.Optimizer:
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    heads = [parameter for name, parameter in trained if ".head." in name]
+    trunks = [parameter for name, parameter in trained if ".head." not in name]
     groups = [{"params": trunks, "lr": config.trunk_rate}, {"params": heads, "lr": config.head_rate}]
     for group in groups:
         group["initial_lr"] = group["lr"]
-    return model, torch.optim.AdamW(groups, weight_decay=0.01)
+    return torch.optim.AdamW(groups, weight_decay=0.01)
+
+
+def choose_precision(config: TrainConfig) -> str:
+    """Fabric's precision for "auto": bfloat16 is 1.7 times as fast on a CPU that has it, and slower on others."""
+    if config.precision != "auto":
+        return config.precision
+    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    native = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def make_fabric(config: TrainConfig) -> Fabric:
+    """Fabric for this process; torchrun says in the environment how many there are of them."""
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    logger = TensorBoardLogger(root_dir=config.run, name="", version="tensorboard")
+    fabric = Fabric(accelerator=config.accelerator, devices=devices, num_nodes=nodes, precision=choose_precision(config),
+                    loggers=logger)  # fmt: skip
+    fabric.launch()
+    fabric.seed_everything(config.seed, verbose=False)
+    return fabric
 
 
 def _loader(config: TrainConfig, split: str, seed: int, first: int, count: int) -> DataLoader:
     collection = Collection(read_items(split=split), config.data, read_concepts(), config.cache / f"sounds-{split}.npz")
     scenes = Scenes(SceneMixer(collection, config.mix, seed), first, count)
-    return DataLoader(scenes, batch_size=config.scenes, num_workers=config.workers, persistent_workers=False)
+    return DataLoader(scenes, batch_size=config.scenes, num_workers=config.workers)
 
 
-def choose_precision(wanted: str) -> str:
-    """Fabric's precision for "auto": bfloat16 is 1.7 times as fast on a CPU that has it, and slower on others."""
-    if wanted != "auto":
-        return wanted
-    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if native else "32-true"
+def _provenance(fabric: Fabric) -> dict:
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=REPOSITORY).stdout.strip()
+
+    return {"git": git("describe", "--always", "--dirty"), "changed": git("status", "--porcelain").splitlines(),
+            "torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine(),
+            "processes": fabric.world_size, "precision": fabric._precision.precision, "command": sys.argv}  # fmt: skip
 
 
-def _describe(config: TrainConfig) -> dict:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    return {**json.loads(json.dumps(asdict(config), default=str)), "git": commit, "torch": torch.__version__}
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)  # a killed run leaves the last whole file
+
+
+def _resume(config: TrainConfig, model, average, optimizer) -> int:
+    """Loads the run's checkpoint, if there is one, and returns its step; the log is cut back to it."""
+    checkpoint, log = config.run / "checkpoint.pt", config.run / "log.jsonl"
+    step = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        for part, name in ((model, "model"), (average, "average"), (optimizer, "optimizer")):
+            part.load_state_dict(state[name])
+        step = state["step"]
+    if log.exists():
+        lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        _write(log, "".join(f"{line}\n" for line in lines))
+    return step
+
+
+def train(config: TrainConfig) -> dict[str, float]:
+    """Runs the training to its end and returns the last validation metrics (rank 0; empty on other ranks)."""
+    fabric = make_fabric(config)
+    model, optimizer = build(config)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    # Before the run folder is made: missing data must leave nothing behind.
+    validation = _loader(config, "validation", 1, 0, config.validation_scenes)
+    step = _resume(config, model, average, optimizer) if config.run.exists() else 0
+    first, remaining = (count * config.scenes * fabric.world_size for count in (step, config.steps - step))
+    loader = fabric.setup_dataloaders(_loader(config, config.split, config.seed, first, remaining))
+    if fabric.is_global_zero:
+        config.run.mkdir(parents=True, exist_ok=True)
+        _write(config.run / "config.json", json.dumps(asdict(config), indent=1, default=str) + "\n")
+        _write(config.run / "provenance.json", json.dumps(_provenance(fabric), indent=1) + "\n")
+    fabric.barrier()
+    model, optimizer = fabric.setup(model, optimizer)
+    average = average.to(fabric.device)
+    frame = prototypes(len(read_concepts()), config.dimensions).to(fabric.device)
+    metrics, started = {}, time.time()
+    for batch in tqdm(loader, initial=step, total=config.steps, unit="step", disable=not fabric.is_global_zero):
+        terms = train_step(fabric, model, optimizer, batch, frame, step, config)
+        average.update_parameters(model.module)
+        step += 1
+        line = {"step": step, "seconds": round(time.time() - started, 1), **terms}
+        if step % config.validate_every == 0 or step == config.steps:
+            if fabric.is_global_zero:
+                metrics = validate(average.module, validation, frame, fabric)
+                draw_scenes(average.module, validation, frame, fabric, fabric.logger, step)
+            fabric.barrier()
+            line |= metrics
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            _save(fabric, config.run / "checkpoint.pt",
+                  {"model": model, "average": average, "optimizer": optimizer, "step": step})  # fmt: skip
+        if step % config.log_every == 0 or step % config.validate_every == 0 or step == config.steps:
+            _log(fabric, config.run / "log.jsonl", line)
+    if not metrics and fabric.is_global_zero:  # the run had already ended
+        metrics = validate(average.module, validation, frame, fabric)
+    return metrics
 
 
 def _save(fabric: Fabric, path: Path, state: dict) -> None:
     partial = path.with_suffix(".partial")
     fabric.save(partial, state)
-    os.replace(partial, path)  # a killed run leaves the last whole checkpoint
+    if fabric.is_global_zero:
+        os.replace(partial, path)
+    fabric.barrier()
 
 
-def train(config: TrainConfig) -> dict[str, float]:
-    """Runs the training to its end and returns the last validation metrics."""
-    fabric = Fabric(accelerator="auto", devices=1, precision=choose_precision(config.precision))
-    fabric.seed_everything(config.seed, verbose=False)
-    config.run.mkdir(parents=True, exist_ok=True)
-    model, optimizer = build(config)
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema), use_buffers=True)
-    checkpoint, step = config.run / "checkpoint.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-    (config.run / "config.json").write_text(json.dumps(_describe(config), indent=1))
-    model, optimizer = fabric.setup(model, optimizer)
-    average = average.to(fabric.device)
-    frame = prototypes(len(read_concepts()), config.dimensions).to(fabric.device)
-    remaining = (config.steps - step) * config.scenes
-    loader = fabric.setup_dataloaders(_loader(config, config.split, config.seed, step * config.scenes, remaining))
-    validation = _loader(config, "validation", 1, 0, config.validation_scenes)
-    metrics, started = {}, time.time()
-    with open(config.run / "log.jsonl", "a") as log:
-        for batch in tqdm(loader, initial=step, total=config.steps, unit="step", disable=not fabric.is_global_zero):
-            terms = _step(fabric, model, average, optimizer, batch, frame, step, config)
-            step += 1
-            line = {"step": step, "seconds": round(time.time() - started, 1), **terms}
-            if step % config.validate_every == 0 or step == config.steps:
-                metrics = validate(average.module, validation, frame, fabric)
-                line |= metrics
-                state = {"model": model, "average": average, "optimizer": optimizer, "step": step}
-                _save(fabric, checkpoint, state)
-            if step % config.log_every == 0 or "named" in line:
-                log.write(json.dumps({key: round(value, 4) for key, value in line.items()}) + "\n")
-                log.flush()
-    return metrics
+def _log(fabric: Fabric, path: Path, line: dict) -> None:
+    if fabric.is_global_zero:
+        with open(path, "a") as log:
+            log.write(json.dumps({key: round(float(value), 6) for key, value in line.items()}) + "\n")
+        fabric.log_dict({key: value for key, value in line.items() if key != "step"}, step=line["step"])
 
 
-def _step(fabric, model, average, optimizer, batch, frame, step: int, config: TrainConfig) -> dict[str, float]:
+def train_step(fabric, model, optimizer, batch, frame, step: int, config: TrainConfig) -> dict[str, float]:
+    """One step of the optimiser on one batch; returns the loss and its terms."""
     model.train()
     freeze_norms(model)
     scale = learning_rate_scale(step, config)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * scale
-    visual, audio = model(batch["views"], batch["sound"])
-    terms = loss_terms(visual, audio, batch, frame, config)
-    clustering_weight = config.clustering_weight if step >= config.align_steps else 0.0
-    gates = terms["visual_gates"] + terms["audio_gates"]
-    loss = terms["visual"] + terms["audio"] + config.gate_weight * gates + clustering_weight * terms["clustering"]
+    terms = means_over_ranks(fabric, loss_terms(*model(batch["views"], batch["sound"]), batch, frame, config))
+    loss = total_loss(terms, step, config)
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     fabric.clip_gradients(model, optimizer, max_norm=2.0)
     optimizer.step()
-    average.update_parameters(model)
     return {"loss": loss.item(), **{key: value.item() for key, value in terms.items()}}
 
 
-if __name__ == "__main__":
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def arguments_of_file(path: Path) -> list[str]:
+    """A configuration file (JSON, as config.json) as command line arguments, so that both are checked by the same rules."""
+    def flat(values: dict, prefix: str) -> list[str]:
+        arguments = []
+        for name, value in values.items():
+            option = f"{prefix}{name}".replace("_", "-")
+            if isinstance(value, dict):
+                arguments += flat(value, f"{option}.")
+            else:
+                arguments += [f"--{option}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+        return arguments
+
+    try:
+        return flat(json.loads(path.read_text()), "")
+    except (OSError, json.JSONDecodeError, AttributeError) as error:
+        raise SystemExit(f"--config {path}: {error}; give a JSON file such as a run's config.json") from error
+
+
+def read_configuration(arguments: list[str]) -> TrainConfig:
+    """The configuration of a command line; what follows `--config FILE` overrides the file."""
     import tyro
 
-    print(train(tyro.cli(TrainConfig)))
+    if "--config" in arguments:
+        place = arguments.index("--config")
+        file, rest = arguments[place + 1 : place + 2], arguments[:place] + arguments[place + 2 :]
+        arguments = [*(arguments_of_file(Path(file[0])) if file else ["--config"]), *rest]
+    return tyro.cli(TrainConfig, args=arguments, description=__doc__)
+
+
+if __name__ == "__main__":
+    print(train(read_configuration(sys.argv[1:])))

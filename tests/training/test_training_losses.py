@@ -58,7 +58,8 @@ def test_alignment_falls_when_one_patch_shows_the_concept_and_background_shows_n
     owner, concept = torch.tensor([[0, 0, losses.BACKGROUND]]), torch.tensor([[1]])
     good = torch.stack([frame[1], 0 * frame[0], 0 * frame[0]])[None]
     bad = torch.stack([frame[0], 0 * frame[0], frame[2]])[None]
-    assert losses.alignment(good, owner, concept, frame) < 0.6 < losses.alignment(bad, owner, concept, frame)
+    for right, wrong in zip(losses.alignment(good, owner, concept, frame), losses.alignment(bad, owner, concept, frame)):
+        assert right.value < 0.6 < wrong.value and right.count == wrong.count == 1
 
 
 def test_prototypes_are_orthonormal_and_never_more_than_dimensions():

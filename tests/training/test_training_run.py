@@ -1,21 +1,29 @@
 """A real, tiny training run: it resumes where it was killed, and its export is what torch computes."""
 
 import json
+import os
 import shutil
-from dataclasses import replace
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+
+from tensorboard.backend.event_processing import event_accumulator  # noqa: E402
 
 from avssl_ros import Localizer  # noqa: E402
 from training import export  # noqa: E402
 from training.mixing import MixConfig  # noqa: E402
-from training.train import TrainConfig, learning_rate_scale, train  # noqa: E402
+from training.train import TrainConfig, learning_rate_scale, read_configuration, train  # noqa: E402
 
 pytestmark = [pytest.mark.train, pytest.mark.shared]
 SHARED = Path(__file__).resolve().parents[3] / "shared"
+TRAIN = Path(__file__).resolve().parents[2] / "training" / "train.py"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +45,55 @@ def test_a_stopped_run_goes_on_where_it_was(run):
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert set(metrics) == {"named", "points", "gate_silence", "gate_sound"}
     assert json.loads((config.run / "config.json").read_text())["steps"] == 4
+
+
+def curve(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def start(config: TrainConfig, folder: Path) -> subprocess.Popen:
+    """A real run as a user starts it, configured by a file."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(asdict(config), default=str))
+    command = [sys.executable, str(TRAIN), "--config", str(file)]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, cwd=folder)
+
+
+def test_a_run_killed_in_the_middle_ends_with_the_curve_of_an_unbroken_one(run, tmp_path):
+    config = replace(run[0], steps=5, checkpoint_every=1, validate_every=5, precision="32-true", accelerator="cpu")
+    whole, broken = replace(config, run=tmp_path / "whole"), replace(config, run=tmp_path / "broken")
+    first = start(broken, tmp_path)
+    log = broken.run / "log.jsonl"
+    while first.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 2):
+        time.sleep(0.05)
+    first.kill()
+    assert first.wait() == -signal.SIGKILL, first.stderr.read()
+    assert start(broken, tmp_path).wait(200) == 0 and start(whole, tmp_path).wait(200) == 0
+    assert [line["step"] for line in curve(broken.run)] == [1, 2, 3, 4, 5]
+    for resumed, unbroken in zip(curve(broken.run), curve(whole.run)):
+        assert resumed == pytest.approx(unbroken, rel=1e-5, nan_ok=True)
+
+
+def test_a_wrong_configuration_key_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"stepps": 3}))
+    command = [sys.executable, str(TRAIN), "--config", str(tmp_path / "config.json")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 2 and "--stepps" in result.stderr and "--steps" in result.stderr
+
+
+def test_the_command_line_overrides_the_configuration_file(run):
+    config = read_configuration(["--config", str(run[0].run / "config.json"), "--steps", "9", "--mix.sounds", "3"])
+    assert config == replace(run[0], steps=9, mix=replace(run[0].mix, sounds=3))
+
+
+def test_a_run_leaves_its_provenance_and_pictures(run):
+    provenance = json.loads((run[0].run / "provenance.json").read_text())
+    assert provenance["processes"] == 1 and provenance["torch"] == torch.__version__ and "git" in provenance
+    events = event_accumulator.EventAccumulator(str(run[0].run / "tensorboard"), {"images": 0, "scalars": 0}).Reload()
+    assert {"loss", "clustering", "named"} <= set(events.Tags()["scalars"])
+    picture = events.Images("scene 0")[0]
+    assert (picture.width, picture.height) == (4 * 168, run[0].mix.views * 168)
 
 
 def test_the_export_is_what_torch_computes_and_the_runtime_loads_it(run, tmp_path):
