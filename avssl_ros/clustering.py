@@ -22,7 +22,7 @@ NOTHING = 0.4  # cosine at which "nothing that sounds" stands among the prototyp
 # Neutral until training/calibrate.py has fitted them on validation scenes; see MODEL_CARD.md.
 NEUTRAL_DECISION = {
     "level_floor_db": -60.0,  # loudest 100 ms below this, dB of full scale: nothing sounds
-    "audio_gate": 0.35,  # smallest gate of a time-frequency patch that takes part
+    "audio_gate": 0.2,  # smallest gate of a time-frequency patch that takes part
     "same_cosine": 0.5,  # time-frequency patches closer than this may share a cluster
     "smallest_share": 0.12,  # clusters with less of the sound's weight are strays
     "source": {"bias": 1.0, "weights": [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]},  # see fusion.confidences

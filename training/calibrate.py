@@ -24,9 +24,10 @@ from avssl_ros import Localizer, fusion
 from avssl_ros.geometry import angle_between
 from training.data import read_concepts, read_items
 from training.mixing import Collection
-from training.scenes import NEGATIVES, Scene, SceneGenerator
+from training.scenes import Scene, SceneGenerator
 
 RIGHT_WITHIN = np.radians(20)
+CONFUSING = ("recorded background", "offscreen sound")  # the negatives in which something is heard that has a name
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def calibrate(config: CalibrateConfig) -> dict:
         if index < config.scenes:
             scene = generator.scene(index, sounding=1 + index % 3 // 2)
         else:
-            scene = generator.negative(index, NEGATIVES[index % len(NEGATIVES)])
+            scene = generator.negative(index, CONFUSING[index % len(CONFUSING)])
         new_groups, new_names = candidates(localizer, scene)
         groups += new_groups
         names += new_names

@@ -39,6 +39,7 @@ class ExportConfig:
     """What to export and where to."""
 
     run: Path = Path("runs/first")  # folder with checkpoint.pt and config.json
+    audio_run: Path | None = None  # another run: the audio encoder is the mean of both
     output: Path = Path("models")  # model folder; its files are replaced
 
 
@@ -50,6 +51,11 @@ def load_average(run: Path) -> tuple[Encoders, dict, int]:
     prefix = "module."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
     return model.eval(), {**config, **provenance}, state["step"]
+
+
+def mean_weights(first: dict, second: dict) -> dict:
+    """Mean of two state dicts that were fine-tuned from the same weights: a model soup (Wortsman et al. 2022)."""
+    return {key: (value + second[key]) / 2 if value.is_floating_point() else value for key, value in first.items()}
 
 
 def _export(module: torch.nn.Module, example: torch.Tensor, name: str, dynamic: dict, path: Path) -> None:
@@ -76,6 +82,13 @@ def _log_mels(count: int, frames: int) -> torch.Tensor:
 def export(config: ExportConfig) -> Path:
     """Writes visual.onnx, audio.onnx and manifest.json, or raises ValueError and writes nothing."""
     model, run, step = load_average(config.run)
+    if config.audio_run is not None:
+        other, audio_run, audio_step = load_average(config.audio_run)
+        if audio_run["dimensions"] != run["dimensions"]:
+            raise ValueError(f"{config.run} has {run['dimensions']} dimensions and {config.audio_run} "
+                             f"{audio_run['dimensions']}: encoders of one model need the same space")
+        model.audio.load_state_dict(mean_weights(model.audio.state_dict(), other.audio.state_dict()))
+        run = {**run, "audio_run": {**audio_run, "step": audio_step}}
     frames = int(SECONDS * features.SAMPLE_RATE - 1) // features.HOP + 1
     parts = {
         "visual": (model.visual, "views", {0: "views", 1: "height", 2: "width"}, _views(4, SIZE, SIZE),

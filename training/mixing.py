@@ -231,7 +231,7 @@ def masked(rng: np.random.Generator, log_mel: np.ndarray) -> np.ndarray:
 class MixConfig:
     """How training scenes are mixed."""
 
-    views: int = 4
+    views: int = 4  # a scene; 0 mixes sounds alone
     sounds: int = 6  # sound mixtures a scene
     concepts: tuple[int, int] = (3, 6)  # visible concepts a scene, from .. to
     photo_px: tuple[float, float] = (36.0, 150.0)  # shorter side of a pasted photo
@@ -260,13 +260,14 @@ class SceneMixer:
             views (V, 224, 224, 3) uint8; view_owner (V, 14, 14) object within its view; view_concept (V, K);
             sound (M, 128, 201) log-mel; sound_owner (M, 8, 13) source within its mixture; sound_concept (M, 2).
             Owners are BACKGROUND or IGNORE where no object owns the patch; concepts are class ids or IGNORE.
+            Without views (config.views 0) the keys of the views are absent.
         """
         rng = np.random.default_rng((self.seed, index))
         names = self._draw_concepts(rng)
-        views = [self._view(rng, background, names) for background in self._backgrounds(rng)]
+        views = [self._view(rng, background, names) for background in self._backgrounds(rng)] if self.config.views else []
         sounds = [self._sound(rng, names) for _ in range(self.config.sounds)]
         keys = ("views", "view_owner", "view_concept"), ("sound", "sound_owner", "sound_concept")
-        return {key: np.stack(parts) for names_, rows in zip(keys, (views, sounds))
+        return {key: np.stack(parts) for names_, rows in zip(keys, (views, sounds)) if rows
                 for key, parts in zip(names_, zip(*rows))}
 
     def _draw_concepts(self, rng) -> list[str]:

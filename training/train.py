@@ -10,6 +10,12 @@ A run folder holds config.json (the resolved configuration; `--config` reads it)
 machine), log.jsonl (a line every `log_every` steps), TensorBoard events (losses, maps on pictures, the embedding in
 colours), and checkpoint.pt with everything that a resumed run needs: it goes on as if it had never been killed.
 `training/export.py` makes the model folder of it.
+
+There are far more photographs than recordings, and the audio encoder overfits long before the visual one is done. A
+short run of its own names sounds better and separates them worse; the mean of both keeps most of either:
+
+    python training/train.py --run runs/audio --mix.views 0 --steps 1000   # the audio encoder alone, in minutes
+    python training/export.py --run runs/first --audio-run runs/audio
 """
 
 from __future__ import annotations
@@ -110,10 +116,11 @@ class Encoders(torch.nn.Module):
         super().__init__()
         self.visual, self.audio = VisualEncoder(dimensions), AudioEncoder(dimensions)
 
-    def forward(self, views: torch.Tensor, sound: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(S, V, H, W, 3) uint8 and (S, M, 128, T) to (S, V, P, D) and (S, M, Q, D)."""
-        visual, audio = self.visual(views.flatten(0, 1)), self.audio(sound.flatten(0, 1))
-        return tuple(x.flatten(1, 2).unflatten(0, like.shape[:2]) for x, like in ((visual, views), (audio, sound)))
+    def forward(self, views: torch.Tensor | None, sound: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """(S, V, H, W, 3) uint8, or None, and (S, M, 128, T) to (S, V, P, D) and (S, M, Q, D)."""
+        def patches(encoder, x):
+            return encoder(x.flatten(0, 1)).flatten(1, 2).unflatten(0, x.shape[:2])
+        return None if views is None else patches(self.visual, views), patches(self.audio, sound)
 
 
 # ------------------------------------------------------------------------------------------------------------- losses
@@ -121,33 +128,31 @@ class Encoders(torch.nn.Module):
 
 def loss_terms(visual, audio, batch, frame, config: TrainConfig) -> dict[str, losses.Mean]:
     """Alignment of each modality and the deep clustering loss of each scene over both."""
-    view_owner, sound_owner = batch["view_owner"].flatten(2), batch["sound_owner"].flatten(2)
     terms, rows = {}, []
-    for name, v, owner, concept in (("visual", visual, view_owner, batch["view_concept"]),
-                                    ("audio", audio, sound_owner, batch["sound_concept"])):
+    for name, v, part in (("visual", visual, "view"), ("audio", audio, "sound")):
+        if v is None:
+            continue
+        owner, concept = batch[f"{part}_owner"].flatten(2), batch[f"{part}_concept"]
         flat = v.flatten(0, 1), owner.flatten(0, 1), concept.flatten(0, 1)
         terms[name], terms[f"{name}_nothing"] = losses.alignment(*flat, frame)
         terms[f"{name}_gates"] = losses.open_gates(*flat[:2])
         weight = losses.object_weights(*flat, frame)
         owned = torch.gather(concept, 2, owner.clamp_min(0).clamp_max(concept.shape[2] - 1))
         cluster = torch.where(owner >= 0, owned, owner)
-        rows.append((v.flatten(1, 2), cluster.flatten(1), weight.unflatten(0, concept.shape[:2]).flatten(1)))
-    clustering = losses.deep_clustering(*_joined(rows, config), clusters=len(frame))
-    scenes = torch.tensor(float(len(visual)), device=visual.device)
+        share = config.visual_share if name == "visual" else 1 - config.visual_share
+        weight = _row_weights(weight.unflatten(0, concept.shape[:2]).flatten(1), cluster.flatten(1), config)
+        rows.append((v.flatten(1, 2), cluster.flatten(1), share * weight))
+    v, cluster, weight = (torch.cat(parts, dim=1) for parts in zip(*rows))
+    clustering = losses.deep_clustering(v, cluster, weight, clusters=len(frame))
+    scenes = torch.tensor(float(len(audio)), device=audio.device)
     return {**terms, "clustering": losses.Mean(clustering * scenes, scenes)}
 
 
-def _joined(rows, config: TrainConfig):
-    """Visual and sound patches of each scene as one set, with modality and background shares of the weight."""
-    v, cluster = (torch.cat([row[i] for row in rows], dim=1) for i in (0, 1))
-    weights = []
-    for (_, owner, weight), share in zip(rows, (config.visual_share, 1 - config.visual_share)):
-        background = (owner == losses.BACKGROUND).float()
-        for part, part_share in ((weight, 1 - config.background_share), (background, config.background_share)):
-            part = part / part.sum(dim=1, keepdim=True).clamp_min(1e-6)
-            weights.append((owner, part * share * part_share))
-    weight = torch.cat([weights[0][1] + weights[1][1], weights[2][1] + weights[3][1]], dim=1)
-    return v, cluster, weight
+def _row_weights(objects: torch.Tensor, owner: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+    """Weights (S, N) of one modality's rows, 1 for each scene: objects' and background patches have their shares of it."""
+    background = (owner == losses.BACKGROUND).float()
+    shares = (objects, 1 - config.background_share), (background, config.background_share)
+    return sum(share * part / part.sum(dim=1, keepdim=True).clamp_min(1e-6) for part, share in shares)
 
 
 def means_over_ranks(fabric: Fabric, terms: dict[str, losses.Mean]) -> dict[str, torch.Tensor]:
@@ -160,9 +165,8 @@ def means_over_ranks(fabric: Fabric, terms: dict[str, losses.Mean]) -> dict[str,
 def total_loss(terms: dict[str, torch.Tensor], step: int, config: TrainConfig) -> torch.Tensor:
     """The weighted sum; deep clustering joins after `align_steps`."""
     clustering_weight = config.clustering_weight if step >= config.align_steps else 0.0
-    nothing, gates = (terms[f"visual_{name}"] + terms[f"audio_{name}"] for name in ("nothing", "gates"))
-    return (terms["visual"] + terms["audio"] + config.nothing_weight * nothing + config.gate_weight * gates
-            + clustering_weight * terms["clustering"])  # fmt: skip
+    weights = {"nothing": config.nothing_weight, "gates": config.gate_weight, "clustering": clustering_weight}
+    return sum(weights.get(name.rpartition("_")[2], 1.0) * term for name, term in terms.items())
 
 
 # ---------------------------------------------------------------------------------------------------------- validation
@@ -175,7 +179,7 @@ def validate(model: Encoders, loader: DataLoader, frame: torch.Tensor, fabric: F
     hits = {"named": [], "points": [], "gate_silence": [], "gate_sound": []}
     for batch in loader:
         batch = fabric.to_device(batch)
-        visual, audio = model(batch["views"], batch["sound"])
+        visual, audio = model(batch.get("views"), batch["sound"])
         for s, m in np.ndindex(*batch["sound_concept"].shape[:2]):
             concepts, owner = batch["sound_concept"][s, m], batch["sound_owner"][s, m].flatten()
             heard, patches = concepts[concepts >= 0], audio[s, m]
@@ -185,6 +189,8 @@ def validate(model: Encoders, loader: DataLoader, frame: torch.Tensor, fabric: F
             centroid = patches[owner == 0].mean(0)
             hits["gate_sound"].append(patches[owner == 0].norm(dim=-1).mean().item())
             hits["named"].append(int((frame @ centroid).argmax()) == int(heard[0]))
+            if visual is None:
+                continue
             view_concept = torch.gather(batch["view_concept"][s], 1, batch["view_owner"][s].flatten(1).clamp_min(0))
             view_concept[batch["view_owner"][s].flatten(1) < 0] = losses.IGNORE
             if (view_concept == heard[0]).any():
@@ -318,7 +324,8 @@ def train(config: TrainConfig) -> dict[str, float]:
         if step % config.validate_every == 0 or step == config.steps:
             if fabric.is_global_zero:
                 metrics = validate(average.module, validation, frame, fabric)
-                draw_scenes(average.module, validation, frame, fabric, fabric.logger, step)
+                if config.mix.views:
+                    draw_scenes(average.module, validation, frame, fabric, fabric.logger, step)
             fabric.barrier()
             line |= metrics
         if step % config.checkpoint_every == 0 or step == config.steps:
@@ -353,7 +360,7 @@ def train_step(fabric, model, optimizer, batch, frame, step: int, config: TrainC
     scale = learning_rate_scale(step, config)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * scale
-    terms = means_over_ranks(fabric, loss_terms(*model(batch["views"], batch["sound"]), batch, frame, config))
+    terms = means_over_ranks(fabric, loss_terms(*model(batch.get("views"), batch["sound"]), batch, frame, config))
     loss = total_loss(terms, step, config)
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
