@@ -4,9 +4,9 @@ Training draws everything that belongs to one kind of sounding object, seen or h
 embedding space: its prototype. The sound's time-frequency patches are clustered among themselves by weighted spherical
 DP-means (Kulis and Jordan 2012; cosines instead of distances, so that the number of clusters follows from one
 threshold): a cluster is one sound. What it shares with image patches is measured through the prototypes, to which the
-patches of both belong with responsibilities as in a mixture of von Mises-Fisher distributions (Banerjee et al. 2005), so
-that a sound which could be one of two things is settled by what is in view (fusion.py). The norm of an embedding is its
-gate and serves as its weight: background and silence take no part.
+patches of both belong with responsibilities as in a mixture of von Mises-Fisher distributions (Banerjee et al. 2005),
+so that a sound which could be one of two things is settled by what is in view (fusion.py). The norm of an embedding is
+its gate and serves as its weight: background and silence take no part.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Cluster:
 
 
 def responsibilities(embeddings: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
-    """Probabilities (N, C) with which embeddings (N, D) in the unit ball belong to prototypes (C, D); the rest is nothing."""
+    """Probabilities (N, C) that embeddings (N, D) in the unit ball belong to prototypes (C, D); the rest is nothing."""
     logits = SHARPNESS * (embeddings @ prototypes.T)
     highest = np.maximum(logits.max(axis=1, keepdims=True), SHARPNESS * NOTHING)
     likelihood = np.exp(logits - highest)

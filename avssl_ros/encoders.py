@@ -30,12 +30,16 @@ def read_manifest(folder: Path) -> dict:
     """
     path = Path(folder) / "manifest.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no model manifest at {path}; give a folder with manifest.json, visual.onnx, audio.onnx")
+        raise FileNotFoundError(
+            f"no model manifest at {path}; give a folder with manifest.json, visual.onnx, audio.onnx"
+        )
     try:
         manifest = json.loads(path.read_text())
         _check_manifest(manifest, path)
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged or not a manifest of avssl_ros: {error!r}; export the model again") from error
+        raise ValueError(
+            f"{path} is damaged or not a manifest of avssl_ros: {error!r}; export the model again"
+        ) from error
     for part in ("visual", "audio"):
         _check_file(path.parent / manifest[part]["file"], manifest[part]["sha256"])
     return manifest
@@ -43,7 +47,9 @@ def read_manifest(folder: Path) -> dict:
 
 def _check_manifest(manifest: dict, path: Path) -> None:
     if manifest["format"] != FORMAT:
-        raise ValueError(f"{path} has format {manifest['format']!r}, this version reads {FORMAT}; export the model again")
+        raise ValueError(
+            f"{path} has format {manifest['format']!r}, this version reads {FORMAT}; export the model again"
+        )
     wanted = {"sample_rate": features.SAMPLE_RATE, "hop": features.HOP, "mels": features.N_MELS}
     for name, value in wanted.items():
         if manifest["audio"][name] != value:

@@ -49,10 +49,12 @@ def _analysis_window() -> np.ndarray:
 
 
 def mel_power(samples: np.ndarray) -> np.ndarray:
-    """Mel power spectrogram (N_MELS, frames) float32 of samples (n,) float32 at SAMPLE_RATE; frames = (n - 1) // HOP + 1."""
+    """Mel power (N_MELS, frames) float32 of samples (n,) float32 at SAMPLE_RATE; frames = (n - 1) // HOP + 1."""
     emphasised = samples[1:] - PRE_EMPHASIS * samples[:-1]
     if len(emphasised) <= N_FFT // 2:
-        raise ValueError(f"a spectrogram needs more than {N_FFT // 2 + 1} samples at {SAMPLE_RATE} Hz, got {len(samples)}")
+        raise ValueError(
+            f"a spectrogram needs more than {N_FFT // 2 + 1} samples at {SAMPLE_RATE} Hz, got {len(samples)}"
+        )
     padded = np.pad(emphasised, N_FFT // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
     spectrum = fft.rfft(frames * _analysis_window(), axis=1)  # float32 throughout, unlike numpy before 2.0
@@ -116,4 +118,6 @@ def as_mono(audio, sample_rate) -> np.ndarray:
     samples = samples.astype(np.float32)
     if not np.all(np.isfinite(samples)):
         raise ValueError("audio holds NaN or infinity; give finite samples in [-1, 1]")
-    return samples if sample_rate == SAMPLE_RATE else soxr.resample(samples, sample_rate, SAMPLE_RATE).astype(np.float32)
+    if sample_rate == SAMPLE_RATE:
+        return samples
+    return soxr.resample(samples, sample_rate, SAMPLE_RATE).astype(np.float32)

@@ -66,7 +66,7 @@ class Candidate:
 
 
 def evidence_maps(visual: np.ndarray, concepts: np.ndarray, prototypes: np.ndarray, surface: Surface):
-    """Maps (K, h, w) of what a sound and what is in view share, for the sound's likeliest concepts (K,), likeliest first.
+    """Maps (K, h, w) of what a sound and the view share, for the sound's likeliest concepts (K,), likeliest first.
 
     A map holds the probability that the sound is of the concept, times cosine and gate of what is seen there to its
     prototype, negative values cut.
@@ -80,7 +80,7 @@ def evidence_maps(visual: np.ndarray, concepts: np.ndarray, prototypes: np.ndarr
 
 
 def find_regions(evidence: np.ndarray, surface: Surface, count: int = REGIONS) -> list[Region]:
-    """The `count` strongest regions of a map, strongest first: what is connected with a local maximum above half of it."""
+    """The `count` strongest regions of a map, strongest first: what joins a local maximum above half of it."""
     regions = []
     for row, column in _peaks(evidence, surface.wraps):
         if any(region.mask[row, column] for region in regions):
@@ -139,7 +139,8 @@ def candidates(visual: np.ndarray, cluster: Cluster, prototypes: np.ndarray, sur
         winner = int(maps[:, region.mask].max(axis=1).argmax())
         concept = int(likely[winner])
         seen = region.peak / max(float(cluster.concepts[concept]), 1e-6)
-        row = [np.log(region.peak + 0.02), lead, seen, seen * cluster.gate, np.log(seen + 0.05), cluster.gate, cluster.share]
+        row = [np.log(region.peak + 0.02), lead, seen, seen * cluster.gate, np.log(seen + 0.05),
+               cluster.gate, cluster.share]  # fmt: skip
         found.append(Candidate(region, concept, np.array(row)))
     return evidence, found
 
@@ -152,8 +153,8 @@ def unseen_features(cluster: Cluster) -> np.ndarray:
 def confidences(features: np.ndarray, model: dict) -> np.ndarray:
     """Probabilities (N,) that each of N candidates (N, F) makes a sound that one of them makes, or none.
 
-    Conditional logit (McFadden 1974), fitted by training/calibrate.py on validation scenes: with scores s the candidate i
-    has exp(s_i) / (1 + sum of exp(s)). For a single candidate this is logistic regression.
+    Conditional logit (McFadden 1974), fitted by training/calibrate.py on validation scenes: with scores s the candidate
+    i has exp(s_i) / (1 + sum of exp(s)). For a single candidate this is logistic regression.
     """
     scores = model["bias"] + np.asarray(features, dtype=float) @ np.asarray(model["weights"])
     odds = np.exp(np.clip(scores, -30.0, 30.0))

@@ -49,7 +49,7 @@ def pixel_to_direction(x, y, width: int, height: int):
 
 
 def direction_to_pixel(azimuth, elevation, width: int, height: int):
-    """Directions in radians to equirectangular pixel coordinates: x in [-0.5, width - 0.5), y in [-0.5, height - 0.5]."""
+    """Directions in radians to equirectangular pixels: x in [-0.5, width - 0.5), y in [-0.5, height - 0.5]."""
     x = (np.pi - wrap_angle(azimuth)) / (2 * np.pi) * width - 0.5
     x = np.where(x >= width - 0.5, x - width, x)
     y = (np.pi / 2 - np.asarray(elevation)) / np.pi * height - 0.5

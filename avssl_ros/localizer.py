@@ -20,12 +20,13 @@ from avssl_ros.geometry import (
     sphere_grid,
 )
 from avssl_ros.scene import Event, Localization, Source, Unseen
-from avssl_ros.tracking import Tracker, TrackingConfig
+from avssl_ros.tracking import HeardTracker, Tracker, TrackingConfig
 
 MAP_WIDTH = 256  # of the equirectangular map, cells of 1.4 degrees
 PROJECTIONS = ("equirectangular", "perspective")
 PATCH_SECONDS = features.PATCH * features.HOP / features.SAMPLE_RATE
 RECENT_SECONDS = 0.5  # of the window decide what sounds now in a stream; the rest is context for the encoder
+RECENT_SHARE = 0.3  # of that a sound needs: in so few patches strays weigh more than in a whole window
 LARGEST_TIME_STEP = 10.0  # seconds; a later frame than that starts the tracks afresh
 
 
@@ -92,11 +93,12 @@ class Localizer:
             sources += found
             unseen += [] if found else self._unseen(sound)
         sources = _without_doubles(sources)
-        joint = np.max([source.map for source in sources], axis=0) if sources else np.zeros(surface.azimuth.shape, np.float32)
+        maps = [source.map for source in sources]
+        joint = np.max(maps, axis=0) if maps else np.zeros(surface.azimuth.shape, np.float32)
         return Localization(tuple(sources), joint, tuple(unseen), active=True)
 
     def cut(self, image: np.ndarray, projection: str) -> tuple[np.ndarray, fusion.Surface]:
-        """The views (N, H, W, 3) uint8 that the network sees of a checked image, and the surface their maps are drawn on."""
+        """The views (N, H, W, 3) uint8 that the network sees of a checked image, and the surface of their maps."""
         size, stride = self.encoders.size, self.encoders.stride
         if projection == "equirectangular":
             return cut_views(image, self.layout, size), sphere_surface(self.layout, size // stride)
@@ -118,12 +120,13 @@ class Localizer:
             return None
         power = features.mel_power(np.pad(samples, (window - len(samples), 0)))
         audio = self.encoders.audio(features.normalised_log(power)[None])[0]
-        weight = audible(features.patch_power(power))
+        weight, decision = audible(features.patch_power(power)), self.decision
         if recent is not None:
+            decision = {**decision, "smallest_share": max(RECENT_SHARE, decision["smallest_share"])}
             weight[:, : -int(np.ceil(recent / PATCH_SECONDS))] = 0.0
         visual = self.encoders.visual(views).reshape(-1, self.encoders.dimensions)
         dimensions = self.encoders.dimensions
-        return cluster(audio.reshape(-1, dimensions), weight.ravel(), self.prototypes, self.decision), visual
+        return cluster(audio.reshape(-1, dimensions), weight.ravel(), self.prototypes, decision), visual
 
     def _sources(self, sound: Cluster, visual: np.ndarray, surface: fusion.Surface, publish: float) -> list[Source]:
         evidence, found = fusion.candidates(visual, sound, self.prototypes, surface)
@@ -153,7 +156,7 @@ class LocalizerStream:
 
     def __init__(self, localizer: Localizer, projection: str, config: TrackingConfig):
         self._localizer, self._projection = localizer, projection
-        self._tracker = Tracker(config)
+        self._tracker, self._heard = Tracker(config), HeardTracker()
         self._time: float | None = None
 
     @property
@@ -175,23 +178,28 @@ class LocalizerStream:
         )
         ended = ()
         if self._time is not None and not 0.0 <= time - self._time <= LARGEST_TIME_STEP:
-            ended = self._tracker.end()
+            ended = self.silence(time)
         self._time = time
+        if not scene.active:
+            self._heard.end()
         sources, events = self._tracker.update(scene.sources, time)
         maps = [source.map for source in sources]
         joint = np.max(maps, axis=0) if maps else np.zeros_like(scene.map)
         named = {source.class_id for source in sources}
-        unseen = tuple(sound for sound in scene.unseen if sound.class_id not in named)
+        heard = tuple(sound for sound in scene.unseen if sound.class_id not in named)
+        unseen = self._heard.update(heard, time, self.config)
         return Localization(sources, joint, unseen, scene.active, time, ended + events)
 
     def silence(self, time: float) -> tuple[Event, ...]:
         """Ends all tracks when a sensor is gone; returns their offset events."""
         self._time = time
+        self._heard.end()
         return self._tracker.end()
 
     def reset(self) -> None:
         """Forgets all tracks, without events."""
         self._tracker.end()
+        self._heard.end()
         self._time = None
 
 
@@ -222,7 +230,7 @@ def _check_projection(projection: str) -> None:
 
 
 def fit_to_network(image: np.ndarray, size: int) -> np.ndarray:
-    """An ordinary image scaled so that its shorter side is `size` and the other the nearest multiple of 32, <= 4 size."""
+    """An ordinary image scaled: its shorter side to `size`, the other to the nearest multiple of 32, <= 4 size."""
     height, width = image.shape[:2]
     scale = size / min(height, width)
     fitted = [min(4 * size, max(size, int(round(length * scale / 32)) * 32)) for length in (height, width)]
@@ -246,7 +254,8 @@ def plane_surface(rows: int, columns: int, aspect: float, fov_deg: float, scale:
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     # The network's view may be stretched by up to half a patch: directions follow the image's own shape.
     image_height = width * aspect
-    azimuth, elevation = perspective_pixel_to_direction(x, (y + 0.5) * image_height / height - 0.5, width, image_height, fov_deg)
+    y = (y + 0.5) * image_height / height - 0.5
+    azimuth, elevation = perspective_pixel_to_direction(x, y, width, image_height, fov_deg)
     focal = width / 2 / np.tan(np.radians(fov_deg) / 2)
     area = (np.cos(azimuth) * np.cos(elevation)) ** 3 / focal**2 * (image_height / height)
 

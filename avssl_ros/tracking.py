@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from avssl_ros.geometry import angle_between, direction_to_vector, vector_to_direction
-from avssl_ros.scene import Event, Source
+from avssl_ros.scene import Event, Source, Unseen
 
 SMOOTHING_SECONDS = 0.25  # time constant of direction and confidence
 CHANGE_DEG = 15.0  # a source that moved this far since it was last announced is announced again
@@ -27,10 +27,10 @@ class TrackingConfig:
         max_step_deg: largest jump of one identity between two frames.
     """
 
-    onset_confidence: float = 0.45
+    onset_confidence: float = 0.5
     offset_confidence: float = 0.25
     min_on_seconds: float = 0.2
-    min_off_seconds: float = 0.5
+    min_off_seconds: float = 0.4
     max_step_deg: float = 25.0
 
     def __post_init__(self):
@@ -65,6 +65,7 @@ class Tracker:
     def __init__(self, config: TrackingConfig | None = None):
         self.config = config or TrackingConfig()
         self._tracks: list[_Track] = []
+        self._last_time: float | None = None
         self._ids = count(1)
 
     def update(self, sources: tuple[Source, ...], time: float) -> tuple[tuple[Source, ...], tuple[Event, ...]]:
@@ -78,14 +79,24 @@ class Tracker:
         for index, track in enumerate(self._tracks):
             self._advance(track, sources[matched[index]] if index in matched else None, time)
         for index in set(range(len(sources))) - set(matched.values()):
-            self._tracks.append(_Track(sources[index], time, time, time, {_name(sources[index]): sources[index].confidence}))
+            self._tracks.append(self._begin(sources[index], time))
+        self._last_time = time
         events = self._onsets(time) + self._changes(time) + self._offsets(time)
         return self._published(events), tuple(events)
 
+    def _begin(self, source: Source, time: float) -> _Track:
+        """A track whose confidence grows from zero: one frame, or one in two, is no source yet."""
+        before = time if self._last_time is None else min(self._last_time, time)
+        track = _Track(replace(source, confidence=0.0), time, before, time)
+        self._advance(track, source, time)
+        return track
+
     def end(self) -> tuple[Event, ...]:
         """Ends all tracks, for a sensor that is gone or a clock that jumped; returns their offsets."""
-        events = tuple(Event("offset", track.heard_time, track.source) for track in self._tracks if track.id is not None)
+        told = [track for track in self._tracks if track.id is not None]
+        events = tuple(Event("offset", track.heard_time, track.source) for track in told)
         self._tracks.clear()
+        self._last_time = None
         return events
 
     def _match(self, sources: tuple[Source, ...]) -> dict[int, int]:
@@ -107,13 +118,13 @@ class Tracker:
             blank = np.zeros_like(track.source.map)
             track.source = replace(track.source, confidence=keep * track.source.confidence, map=blank)
             return
-        if seen.confidence >= self.config.offset_confidence:
+        smoothed = keep * track.source.confidence + (1 - keep) * seen.confidence
+        if min(seen.confidence, smoothed) >= self.config.offset_confidence:  # a blip does not wake what fell silent
             track.heard_time = time
         track.votes = {name: keep * vote for name, vote in track.votes.items()}
         track.votes[_name(seen)] = track.votes.get(_name(seen), 0.0) + seen.confidence
         class_id, label = max(track.votes, key=track.votes.get)
         azimuth, elevation = _between(track.source, seen, keep)
-        smoothed = keep * track.source.confidence + (1 - keep) * seen.confidence
         track.source = replace(
             seen, azimuth=azimuth, elevation=elevation, class_id=class_id, label=label, confidence=smoothed,
             id=track.id, onset=track.source.onset,
@@ -156,6 +167,29 @@ class Tracker:
         sources = [replace(track.source, state="onset" if track.id in new else "active")
                    for track in self._tracks if track.id is not None]  # fmt: skip
         return tuple(sorted(sources, key=lambda source: -source.confidence))
+
+
+class HeardTracker:
+    """Sounds that match nothing in view, over time: told once they lasted, until silent for as long as sources."""
+
+    def __init__(self):
+        self._since: dict[int, float] = {}
+        self._last: dict[int, tuple[float, Unseen]] = {}
+
+    def update(self, unseen: tuple[Unseen, ...], time: float, config: TrackingConfig) -> tuple[Unseen, ...]:
+        """What is to be told of the sounds of one frame at `time` (seconds, later than that of the frame before)."""
+        for sound in unseen:
+            self._since.setdefault(sound.class_id, time)
+            self._last[sound.class_id] = time, sound
+        for class_id in [c for c, (last, _) in self._last.items() if time - last > config.min_off_seconds]:
+            del self._since[class_id], self._last[class_id]
+        return tuple(sound for class_id, (last, sound) in self._last.items()
+                     if last - self._since[class_id] >= config.min_on_seconds)  # fmt: skip
+
+    def end(self) -> None:
+        """Forgets all, in silence, for a sensor that is gone or a clock that jumped."""
+        self._since.clear()
+        self._last.clear()
 
 
 def _name(source: Source) -> tuple[int, str]:

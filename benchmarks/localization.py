@@ -84,7 +84,9 @@ class Ours:
 def judge(scene: Scene, predictions: list[tuple], label_of: dict[str, str]) -> dict:
     """Scores of one scene with sounding objects; the strongest prediction comes first."""
     truth = scene.sounding
-    error = np.array([[float(angle_between(az, el, t.azimuth, t.elevation)) for t in truth] for az, el, _ in predictions])
+    error = np.array(
+        [[float(angle_between(az, el, t.azimuth, t.elevation)) for t in truth] for az, el, _ in predictions]
+    )
     hits = 0
     if predictions:
         rows, columns = linear_sum_assignment(error)
@@ -150,7 +152,8 @@ def run_negative(generator, localizer: Localizer, kind: str, scenes: int) -> dic
 def print_table(report: dict) -> None:
     for task, rows in report["positive"].items():
         print(f"\n{task} ({next(iter(rows.values()))['scenes']} generated scenes)")
-        print(f"{'method':<12} right object      recall precis.   F@20   median error         number  answered  label     ms")
+        print(f"{'method':<12} right object      recall precis.   F@20   median error         "
+              "number  answered  label     ms")  # fmt: skip
         for name, r in rows.items():
             low, high = r["right_object_95"]
             e_low, e_high = r["median_error_95"]
@@ -166,7 +169,8 @@ def print_table(report: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of photos, recordings, panoramas")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"),
+                        help="folder of photos, recordings, panoramas")  # fmt: skip
     parser.add_argument("--models", type=Path, default=None, help="model folder (default: the shipped one)")
     parser.add_argument("--scenes", type=int, default=200, help="scenes a row")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -180,7 +184,8 @@ def main() -> None:
     label_of = {concept.name: concept.label for concept in concepts}
     report = {"machine": platform.processor() or platform.machine(), "providers": localizer.providers,
               "step": localizer.manifest["training"]["step"], "seed": SEED,
-              "concepts": {"visible": generator.lookable, "sounding": generator.audible}, "positive": {}, "negative": {}}
+              "concepts": {"visible": generator.lookable, "sounding": generator.audible},
+              "positive": {}, "negative": {}}
     for sounding in (1, 2):
         rows = run_positive(generator, methods, sounding, arguments.scenes, label_of)
         report["positive"][f"{sounding} of {generator.visible} visible objects sounding"] = rows

@@ -44,7 +44,8 @@ def sound(*concepts):
 
 
 def test_what_is_in_view_decides_between_two_concepts():
-    _, found = fusion.candidates(patch_values(1.0, 1) + patch_values(-2.0, 2), sound(0.5, 0.4, 0.05), np.eye(3), SURFACE)
+    visual = patch_values(1.0, 1) + patch_values(-2.0, 2)
+    _, found = fusion.candidates(visual, sound(0.5, 0.4, 0.05), np.eye(3), SURFACE)
     assert (found[0].concept, round(found[0].region.azimuth, 1)) == (1, 1.0)
 
 

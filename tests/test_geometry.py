@@ -88,7 +88,9 @@ def test_overlapping_views_are_blended_not_doubled():
     assert not grid.seen[0].any() and grid.seen[32].all()  # straight up no view looks; the horizon is covered all round
 
 
-@pytest.mark.parametrize("arguments", [{"azimuths_deg": ()}, {"fov_deg": 10.0}, {"fov_deg": 170.0}, {"elevation_deg": 91.0}])
+@pytest.mark.parametrize(
+    "arguments", [{"azimuths_deg": ()}, {"fov_deg": 10.0}, {"fov_deg": 170.0}, {"elevation_deg": 91.0}]
+)
 def test_impossible_layouts_are_refused(arguments):
     with pytest.raises(ValueError, match="must be"):
         ViewLayout(**arguments)

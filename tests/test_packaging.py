@@ -17,7 +17,7 @@ from avssl_ros import paths
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTABLES = {"avssl", "localizer", "scene_player", "overlay"}
 # The distributions that avssl_ros's modules come from, where the name differs from the module's.
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}
 ROS_PACKAGE = re.compile(r"rclpy\b|ament_index|\w+_(msgs|interfaces)\b")
 # setuptools as Humble, Jazzy and Lyrical ship it; they fail in different ways (see setup.py).
 SETUPTOOLS = ("59.6.0", "68.1.2", "79.0.1")
@@ -179,7 +179,8 @@ def test_runtime_declares_every_library_it_imports():
 
 def test_training_declares_every_library_it_imports():
     project = read_toml()["project"]
-    declared = requirement_names(project["dependencies"] + project["optional-dependencies"]["train"])
+    extras = project["optional-dependencies"]
+    declared = requirement_names(project["dependencies"] + extras["train"] + extras["torchcodec"])
     for file in [*(ROOT / "training").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
         roots = {name.split(".")[0] for name in imported_modules(file)} - set(sys.stdlib_module_names)
         roots = {name for name in roots if not ROS_PACKAGE.match(name)}  # extra `ros`

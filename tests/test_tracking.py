@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from avssl_ros.scene import Source
-from avssl_ros.tracking import Tracker, TrackingConfig
+from avssl_ros.scene import Source, Unseen
+from avssl_ros.tracking import HeardTracker, Tracker, TrackingConfig
 
 RATE = 10.0
 
@@ -58,9 +58,11 @@ def test_identities_cross_the_seam():
 
 
 def test_two_sources_keep_their_names():
-    frames = [[source(0.2), source(2.0, label="cat", class_id=5)], [source(2.0, label="cat", class_id=5), source(0.2)]] * 4
+    dog, cat = source(0.2), source(2.0, label="cat", class_id=5)
+    frames = [[dog, cat], [cat, dog]] * 4
     published, _ = play(Tracker(), frames)
-    assert {(s.id, s.label) for sources in published[3:] for s in sources} in ({(1, "dog"), (2, "cat")}, {(2, "dog"), (1, "cat")})
+    names = {(s.id, s.label) for sources in published[3:] for s in sources}
+    assert names in ({(1, "dog"), (2, "cat")}, {(2, "dog"), (1, "cat")})
 
 
 def test_a_source_that_moves_away_is_announced_again():
@@ -75,7 +77,26 @@ def test_a_lost_sensor_ends_everything_with_an_offset():
     assert event.kind == "offset" and tracker.update((), 0.6) == ((), ())
 
 
-@pytest.mark.parametrize("values", [{"onset_confidence": 1.5}, {"offset_confidence": 0.6}, {"min_on_seconds": -1.0}, {"max_step_deg": 0.0}])
+@pytest.mark.parametrize(
+    "values",
+    [{"onset_confidence": 1.5}, {"offset_confidence": 0.6}, {"min_on_seconds": -1.0}, {"max_step_deg": 0.0}],
+)
 def test_impossible_thresholds_are_refused(values):
     with pytest.raises(ValueError):
         TrackingConfig(**values)
+
+
+def heard(class_id):
+    return Unseen("drums", class_id, 0.9, np.zeros(3))
+
+
+def test_a_sound_out_of_view_is_told_once_it_lasted_and_until_it_was_silent_for_a_while():
+    tracker, config = HeardTracker(), TrackingConfig(min_on_seconds=0.2, min_off_seconds=0.5)
+    frames = [(0.0, True), (0.1, True), (0.2, True), (0.4, False), (0.6, False), (0.8, False), (0.9, True)]
+    told = [len(tracker.update((heard(3),) if sounds else (), time, config)) for time, sounds in frames]
+    assert told == [0, 0, 1, 1, 1, 0, 0]
+
+
+def test_a_blip_out_of_view_is_never_told():
+    tracker, config = HeardTracker(), TrackingConfig(min_on_seconds=0.2, min_off_seconds=0.5)
+    assert [tracker.update((heard(3),) if time == 0 else (), time, config) for time in (0, 0.1, 0.3, 0.4)] == [()] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+
 import cv2
 import media
 import numpy as np

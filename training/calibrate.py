@@ -2,9 +2,9 @@
 
     python training/calibrate.py --models models --data ../shared/data
 
-Runs the localizer itself on scenes with one and two sounding objects and on negatives, collects the candidate regions of
-every sound with their features (avssl_ros/fusion.py: candidates) and whether they lie on an object that sounds, and fits
-the conditional logit of which of them makes the sound, if any. Test items take no part.
+Runs the localizer itself on scenes with one and two sounding objects and on negatives, collects the candidate regions
+of every sound with their features (avssl_ros/fusion.py: candidates) and whether they lie on an object that sounds, and
+fits the conditional logit of which of them makes the sound, if any. Test items take no part.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def fit(groups: list[tuple[np.ndarray, np.ndarray]], ridge: float = 1e-3) -> dic
 def calibrate(config: CalibrateConfig) -> dict:
     """Fits and writes the decision part of the manifest; returns it."""
     localizer = Localizer(config.models)
-    collection = Collection(read_items(split="validation"), config.data, read_concepts(), Path("cache/sounds-validation.npz"))
+    items, cache = read_items(split="validation"), Path("cache/sounds-validation.npz")
+    collection = Collection(items, config.data, read_concepts(), cache)
     generator = SceneGenerator(collection, config.seed, least_photos=3, least_sounds=1)
     groups, names = [], []
     for index in trange(config.scenes * 3 // 2, unit="scene", mininterval=5.0):

@@ -115,7 +115,8 @@ def _sounds(root: Path, concepts: list[Concept]) -> list[dict]:
     for path in sorted((root / "esc10").glob("*/*")):
         concept = esc_of.get(path.parent.name, BACKGROUND)  # rain and sea waves come from no object
         found.append({"kind": "sound", "file": f"esc10/{path.parent.name}/{path.name}", "concept": concept, "also": [],
-                      "source": "karolpiczak/ESC-10", "licence": "CC BY 3.0", "group": f"esc/{path.stem.split('-')[1]}"})
+                      "source": "karolpiczak/ESC-10", "licence": "CC BY 3.0",
+                      "group": f"esc/{path.stem.split('-')[1]}"})
     return found
 
 

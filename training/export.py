@@ -103,7 +103,9 @@ def export(config: ExportConfig) -> Path:
             _export(module, example, input_name, dynamic, path)
             difference = largest_difference(module, input_name, path, inputs)
             if not difference <= TOLERANCE:
-                raise ValueError(f"{name}.onnx differs from torch by {difference:.2e}, more than {TOLERANCE}; not written")
+                raise ValueError(
+                    f"{name}.onnx differs from torch by {difference:.2e}, more than {TOLERANCE}; not written"
+                )
             hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
             print(f"{name}: {path.stat().st_size / 1e6:.1f} MB, largest difference from torch {difference:.1e}")
         manifest = _manifest(model, run, step, hashes)

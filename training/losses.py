@@ -1,8 +1,8 @@
 """Deep clustering over visual and time-frequency patches of one scene, and the alignment with concept prototypes.
 
-Deep clustering (Hershey et al. 2016): embeddings V (N, D) and memberships Y (N, C) of N patches with weights w; the loss
-compares the affinity matrices, |V V' - Y Y'|^2, which costs O(N D^2) when written through V'V. Rows of background and
-silence have Y = 0, so they are pulled to zero and the norm of an embedding becomes a gate.
+Deep clustering (Hershey et al. 2016): embeddings V (N, D) and memberships Y (N, C) of N patches with weights w; the
+loss compares the affinity matrices, |V V' - Y Y'|^2, which costs O(N D^2) when written through V'V. Rows of background
+and silence have Y = 0, so they are pulled to zero and the norm of an embedding becomes a gate.
 """
 
 from __future__ import annotations
@@ -40,14 +40,17 @@ def concept_logits(v: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
     return torch.cat([logits, torch.full_like(logits[..., :1], NOTHING * SHARPNESS)], dim=-1)
 
 
-def object_weights(v: torch.Tensor, owner: torch.Tensor, owner_concept: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+def object_weights(
+    v: torch.Tensor, owner: torch.Tensor, owner_concept: torch.Tensor, frame: torch.Tensor
+) -> torch.Tensor:
     """Weights (G, N) with which patches stand for the object that owns them; each object's sum is 1.
 
     A photograph shows more than its label, so its patches count by the model's own evidence for the label
     (multiple-instance learning), mixed with an even share so that none is lost for good.
 
     Args:
-        v: (G, N, D). owner: (G, N) object index within its group. owner_concept: (G, K) concept of each object or IGNORE.
+        v: (G, N, D). owner: (G, N) object index within its group.
+        owner_concept: (G, K) concept of each object or IGNORE.
     """
     member = F.one_hot(owner.clamp_min(0), owner_concept.shape[1]).bool() & (owner >= 0)[..., None]
     target = frame[owner_concept.clamp_min(0)]

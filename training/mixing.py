@@ -57,7 +57,9 @@ class Collection:
         """RGB uint8 (H, W, 3)."""
         image = cv2.imread(str(self.root / item.file), cv2.IMREAD_COLOR)
         if image is None:
-            raise ValueError(f"{self.root / item.file} is missing or not a picture; run training/data.py on this folder")
+            raise ValueError(
+                f"{self.root / item.file} is missing or not a picture; run training/data.py on this folder"
+            )
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
     def sound(self, item: Item) -> np.ndarray:
@@ -143,7 +145,7 @@ def paste_on_sphere(panorama, photo, alpha, azimuth: float, elevation: float, he
 
 
 def _cap(rows: int, columns: int, azimuth: float, elevation: float, radius: float):
-    """Index (rows, 1), (1, columns) of the pixels of an equirectangular image that hold a spherical cap, also at the seam."""
+    """Index (rows, 1), (1, columns) of an equirectangular image's pixels with a spherical cap, also at the seam."""
     x, y = direction_to_pixel(azimuth, elevation, columns, rows)
     tall = int(np.ceil(radius / np.pi * rows)) + 1
     wide = columns
@@ -264,7 +266,8 @@ class SceneMixer:
         """
         rng = np.random.default_rng((self.seed, index))
         names = self._draw_concepts(rng)
-        views = [self._view(rng, background, names) for background in self._backgrounds(rng)] if self.config.views else []
+        backgrounds = self._backgrounds(rng) if self.config.views else []
+        views = [self._view(rng, background, names) for background in backgrounds]
         sounds = [self._sound(rng, names) for _ in range(self.config.sounds)]
         keys = ("views", "view_owner", "view_concept"), ("sound", "sound_owner", "sound_concept")
         return {key: np.stack(parts) for names_, rows in zip(keys, (views, sounds)) if rows
@@ -287,7 +290,8 @@ class SceneMixer:
         count = self.config.views
         panorama = self._panorama(self.collection.panoramas[rng.integers(len(self.collection.panoramas))])
         # A few layouts, whose sampling maps stay cached; turning the panorama itself gives any yaw at no cost.
-        layout = ViewLayout(tuple(np.arange(count) * 360 / count), rng.choice([-12.0, 0.0, 12.0]), rng.choice([75.0, 100.0]))
+        azimuths = tuple(np.arange(count) * 360 / count)
+        layout = ViewLayout(azimuths, rng.choice([-12.0, 0.0, 12.0]), rng.choice([75.0, 100.0]))
         views = cut_views(np.roll(panorama, rng.integers(panorama.shape[1]), axis=1), layout, SIZE)
         for view in range(count):
             if rng.random() < 0.2:
@@ -308,8 +312,8 @@ class SceneMixer:
         """Pastes objects of the scene's concepts into one view."""
         config = self.config
         draw = rng.random()
-        count = 0 if draw < config.no_object else 1 if draw < config.no_object + config.full_view else rng.integers(1, 4)
         full = config.no_object <= draw < config.no_object + config.full_view
+        count = 0 if draw < config.no_object else 1 if full else rng.integers(1, 4)
         owner, strongest = np.full((SIZE, SIZE), BACKGROUND), np.zeros((SIZE, SIZE), np.float32)
         concepts = np.full(3, IGNORE)
         if not full and rng.random() < config.decoy:  # a seam alone must not mean an object

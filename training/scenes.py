@@ -31,7 +31,7 @@ class PlacedObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """image RGB uint8 (640, 1280, 3), sound float32 (n,) at features.SAMPLE_RATE, the truth, and what sounds offscreen."""
+    """image RGB uint8 (640, 1280, 3), sound float32 (n,) at features.SAMPLE_RATE, truth, and what sounds offscreen."""
 
     image: np.ndarray
     sound: np.ndarray
@@ -53,13 +53,16 @@ class SceneGenerator:
         least_photos, least_sounds: items a concept needs, so that no figure hangs on one picture.
     """
 
-    def __init__(self, collection: Collection, seed: int, visible: int = 4, least_photos: int = 3, least_sounds: int = 2):
+    def __init__(
+        self, collection: Collection, seed: int, visible: int = 4, least_photos: int = 3, least_sounds: int = 2
+    ):
         self.collection, self.seed, self.visible = collection, seed, visible
         self.lookable = [n for n in collection.class_of if len(collection.photos[n]) >= least_photos]
         self.audible = [n for n in self.lookable if len(collection.sounds[n]) >= least_sounds]
         if len(self.audible) < 2 or len(self.lookable) < visible + 1 or not collection.panoramas:
             raise ValueError(
-                f"too few items for scenes of {visible} objects: {len(self.lookable)} concepts with {least_photos} photos, "
+                f"too few items for scenes of {visible} objects: "
+                f"{len(self.lookable)} concepts with {least_photos} photos, "
                 f"{len(self.audible)} of them with {least_sounds} recordings, {len(collection.panoramas)} panoramas"
             )
 

@@ -149,14 +149,14 @@ def loss_terms(visual, audio, batch, frame, config: TrainConfig) -> dict[str, lo
 
 
 def _row_weights(objects: torch.Tensor, owner: torch.Tensor, config: TrainConfig) -> torch.Tensor:
-    """Weights (S, N) of one modality's rows, 1 for each scene: objects' and background patches have their shares of it."""
+    """Weights (S, N) of one modality's rows, 1 for each scene: objects' and background patches have shares of it."""
     background = (owner == losses.BACKGROUND).float()
     shares = (objects, 1 - config.background_share), (background, config.background_share)
     return sum(share * part / part.sum(dim=1, keepdim=True).clamp_min(1e-6) for part, share in shares)
 
 
 def means_over_ranks(fabric: Fabric, terms: dict[str, losses.Mean]) -> dict[str, torch.Tensor]:
-    """Each term divided by the mean count of all ranks, so that the mean of the ranks' gradients is that of one batch."""
+    """Each term divided by the mean count of all ranks, so that the ranks' mean gradient is that of one batch."""
     counts = torch.stack([mean.count.to(torch.float32) for mean in terms.values()])
     counts = fabric.all_reduce(counts, reduce_op="mean").clamp_min(1e-6)
     return {name: mean.total / count for (name, mean), count in zip(terms.items(), counts)}
@@ -219,7 +219,7 @@ def learning_rate_scale(step: int, config: TrainConfig) -> float:
 
 
 def build(config: TrainConfig) -> tuple[Encoders, torch.optim.Optimizer]:
-    """Encoders with their starting weights and the optimiser: a small rate for pretrained layers, a larger for heads."""
+    """Encoders with starting weights and the optimiser: a small rate for pretrained layers, a larger for heads."""
     model = Encoders(config.dimensions).to(memory_format=torch.channels_last)  # twice as fast on a CPU
     imagenet, audioset = concept_classes(config.weights)
     model.visual.load_pretrained(imagenet)
@@ -253,8 +253,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))
     logger = TensorBoardLogger(root_dir=config.run, name="", version="tensorboard")
-    fabric = Fabric(accelerator=config.accelerator, devices=devices, num_nodes=nodes, precision=choose_precision(config),
-                    loggers=logger)  # fmt: skip
+    fabric = Fabric(accelerator=config.accelerator, devices=devices, num_nodes=nodes,
+                    precision=choose_precision(config), loggers=logger)  # fmt: skip
     fabric.launch()
     fabric.seed_everything(config.seed, verbose=False)
     return fabric
@@ -291,7 +291,8 @@ def _resume(config: TrainConfig, model, average, optimizer) -> int:
             part.load_state_dict(state[name])
         step = state["step"]
     if log.exists():
-        lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        lines = log.read_text().splitlines()
+        lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         _write(log, "".join(f"{line}\n" for line in lines))
     return step
 
@@ -373,7 +374,7 @@ def train_step(fabric, model, optimizer, batch, frame, step: int, config: TrainC
 
 
 def arguments_of_file(path: Path) -> list[str]:
-    """A configuration file (JSON, as config.json) as command line arguments, so that both are checked by the same rules."""
+    """A configuration file (JSON, as config.json) as command line arguments, so that the same rules check both."""
     def flat(values: dict, prefix: str) -> list[str]:
         arguments = []
         for name, value in values.items():

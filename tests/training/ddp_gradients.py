@@ -45,7 +45,8 @@ def main(output: Path, scenes: int) -> None:
     torch.manual_seed(0)
     model = fabric.setup(Encoders(DIMENSIONS))
     freeze_norms(model)
-    share = slice(fabric.global_rank * scenes // fabric.world_size, (fabric.global_rank + 1) * scenes // fabric.world_size)
+    rank, ranks = fabric.global_rank, fabric.world_size
+    share = slice(rank * scenes // ranks, (rank + 1) * scenes // ranks)
     batch = {key: value[share] for key, value in made_up_batch(scenes).items()}
     frame = prototypes(CONCEPTS, DIMENSIONS)
     visual, audio = model(batch["views"], batch["sound"])

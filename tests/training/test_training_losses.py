@@ -58,7 +58,8 @@ def test_alignment_falls_when_one_patch_shows_the_concept_and_background_shows_n
     owner, concept = torch.tensor([[0, 0, losses.BACKGROUND]]), torch.tensor([[1]])
     good = torch.stack([frame[1], 0 * frame[0], 0 * frame[0]])[None]
     bad = torch.stack([frame[0], 0 * frame[0], frame[2]])[None]
-    for right, wrong in zip(losses.alignment(good, owner, concept, frame), losses.alignment(bad, owner, concept, frame)):
+    rights, wrongs = (losses.alignment(v, owner, concept, frame) for v in (good, bad))
+    for right, wrong in zip(rights, wrongs):
         assert right.value < 0.6 < wrong.value and right.count == wrong.count == 1
 
 
@@ -88,12 +89,14 @@ def test_the_audio_trunk_is_the_published_tagger():
     encoder = AudioEncoder(527).eval()
     encoder.load_pretrained(shared / "weights" / "mn04_as_mAP_432.pt", [(index,) for index in range(527)])
     state = torch.load(shared / "weights" / "mn04_as_mAP_432.pt", weights_only=True)
-    names = [line.split(",", 2)[2].strip().strip('"') for line in open(shared / "weights" / "audioset_527_labels.csv")][1:]
+    labels = shared / "weights" / "audioset_527_labels.csv"
+    names = [line.split(",", 2)[2].strip().strip('"') for line in open(labels)][1:]
     expected = {"dog_bark": "Dog", "rooster": "Chicken, rooster", "helicopter": "Helicopter", "chainsaw": "Chainsaw"}
     for folder, name in expected.items():
         path = sorted((shared / "data" / "esc10" / folder).iterdir())[0]
         x = torch.from_numpy(features.log_mel(features.as_mono(*read_audio(path))))[None, None]
         with torch.no_grad():
-            hidden = torch.nn.functional.hardswish(encoder.hidden(encoder.features(x).mean((2, 3), keepdim=True)))[..., 0, 0]
+            pooled = encoder.features(x).mean((2, 3), keepdim=True)
+            hidden = torch.nn.functional.hardswish(encoder.hidden(pooled))[..., 0, 0]
         scores = (hidden @ state["classifier.5.weight"].T + state["classifier.5.bias"])[0].numpy()
         assert name in [names[index] for index in np.argsort(-scores)[:5]], folder
