@@ -238,6 +238,8 @@ class TestMicrophone:
         microphone.stop()
         assert microphone.status().state == "absent"
 
+    # PortAudio's abort of a stream whose PulseAudio was killed hangs now and then, and the watchdog with it.
+    @pytest.mark.unreliable
     def test_comes_back_after_the_device_was_gone(self, pulse, long_tone):
         microphone = Microphone()
         microphone.start()
