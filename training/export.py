@@ -32,6 +32,7 @@ from training.networks import VISUAL_STRIDE, prototypes
 from training.train import Encoders
 
 TOLERANCE = 1e-4
+PLACES = ("data", "weights", "cache", "run", "command")  # where things lay on the machine of the run: not of the model
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def load_average(run: Path) -> tuple[Encoders, dict, int]:
     model = Encoders(config["dimensions"])
     prefix = "module."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
-    return model.eval(), {**config, **provenance}, state["step"]
+    described = {key: value for key, value in {**config, **provenance}.items() if key not in PLACES}
+    return model.eval(), described, state["step"]
 
 
 def mean_weights(first: dict, second: dict) -> dict:
