@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -332,12 +333,17 @@ class ClipDataset(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         for step in range(len(self)):
-            at = (index + step) % len(self)
-            try:
-                return self._item(at, np.random.default_rng([self.seed, int(self._epoch), index]))
-            except DamagedClip as error:
-                self._count(at, error)
+            with suppress(DamagedClip):
+                return self.window((index + step) % len(self), (self.seed, int(self._epoch), index))
         raise RuntimeError(f"all {len(self)} clips are damaged: run `training/pack.py verify` on the shards")
+
+    def window(self, index: int, key: Sequence[int]) -> dict[str, Any]:
+        """The item of clip `index` with the window that `key` decides. Raises DamagedClip, and counts it."""
+        try:
+            return self._item(index, np.random.default_rng(list(key)))
+        except DamagedClip as error:
+            self._count(index, error)
+            raise
 
     def _item(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         clip, stored = self.shards.clip(index), self.blobs[index]
@@ -358,7 +364,7 @@ class ClipDataset(Dataset):
     def _count(self, index: int, error: DamagedClip) -> None:
         if not self._damaged[index]:
             self._damaged[index] = 1
-            warnings.warn(f"skipped {self.shards.clip(index).id}: {error}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"skipped {self.shards.clip(index).id}: {error}", RuntimeWarning, stacklevel=4)
 
     def parameters(self) -> dict[str, Any]:
         """All that decides the items, but for the epoch of random windows."""

@@ -20,6 +20,7 @@ import numpy as np
 HERE = Path(__file__).parent
 CONCEPTS_CSV = HERE / "concepts.csv"
 SPLITS_CSV = HERE / "splits.csv"
+NAMES_ELSEWHERE = ("audioset", "vggsound", "audioset_mid")  # columns: what lists of web video call the concepts
 BACKGROUND = "background"
 
 # The classifier that training starts from has seen photographs of ImageNet, and the renderings and single notes of one
@@ -42,6 +43,8 @@ class Concept:
     esc10: tuple[str, ...]
     imagenet: tuple[int, ...]
     audioset: tuple[str, ...]
+    vggsound: tuple[str, ...]
+    audioset_mid: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def read_concepts(path: Path = CONCEPTS_CSV) -> list[Concept]:
 
     with open(path, newline="") as file:
         return [Concept(row["concept"], row["label"], names(row["photos"]), names(row["sounds"]), names(row["esc10"]),
-                        indices(row["imagenet"]), names(row["audioset"])) for row in csv.DictReader(file)]
+                        indices(row["imagenet"]), *(names(row[column]) for column in NAMES_ELSEWHERE))
+                for row in csv.DictReader(file)]
 
 
 def read_items(kind: str | None = None, split: str | None = None, path: Path = SPLITS_CSV) -> list[Item]:

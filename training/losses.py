@@ -37,7 +37,7 @@ def deep_clustering(v: torch.Tensor, owner: torch.Tensor, weight: torch.Tensor, 
 def concept_logits(v: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
     """Logits (..., C + 1) of embeddings (..., D) for C prototypes (C, D); the last stands for "nothing that sounds"."""
     logits = SHARPNESS * v @ frame.T
-    return torch.cat([logits, torch.full_like(logits[..., :1], NOTHING * SHARPNESS)], dim=-1)
+    return torch.cat([logits, logits.new_full((*logits.shape[:-1], 1), NOTHING * SHARPNESS)], dim=-1)
 
 
 def object_weights(
@@ -86,6 +86,19 @@ def alignment(v, owner, owner_concept, frame) -> tuple[Mean, Mean]:
     nothing = torch.full_like(owner[background], frame.shape[0])
     return (Mean(F.cross_entropy(pooled[known], owner_concept[known], reduction="sum"), known.sum()),
             Mean(F.cross_entropy(logits[background], nothing, reduction="sum"), background.sum()))  # fmt: skip
+
+
+def pooled_prototypes(v, owner, owner_concept, weight, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean direction (classes, D) of the patches of each class in this batch, and which classes have any (classes,).
+
+    The prototypes of clips without a label: the picture is aligned with those of the sounds, the sound with those of
+    the pictures. Arguments as of `object_weights`, and its weights; classes outside 0..classes are left out.
+    """
+    concept = torch.gather(owner_concept, 1, owner.clamp_min(0).clamp_max(owner_concept.shape[1] - 1))
+    member = (owner >= 0) & (concept >= 0) & (concept < classes)
+    share = F.one_hot(concept.clamp(0, max(classes - 1, 0)), max(classes, 1)) * (member * weight)[..., None]
+    pooled = torch.einsum("gnc,gnd->cd", share.to(v.dtype), v)[:classes]
+    return F.normalize(pooled, dim=1, eps=1e-6), share.sum(dim=(0, 1))[:classes] > 0
 
 
 def open_gates(v: torch.Tensor, owner: torch.Tensor) -> Mean:

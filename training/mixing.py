@@ -1,11 +1,14 @@
 """Scenes mixed from photographs, recordings and panoramas: one implementation for training and for the benchmark.
 
 A training scene is what the robot meets at run time: four perspective views of one place, some objects in them, and
-several sounds of that place, each with exact ownership of every image patch and every time-frequency patch.
+several sounds of that place, each with exact ownership of every image patch and every time-frequency patch. What is
+seen and heard comes from a collection: photographs and recordings (`Collection`) or video clips
+(training/clip_collection.py).
 """
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,9 +25,11 @@ from avssl_ros.geometry import ViewLayout, cut_views, direction_to_pixel, direct
 from training.data import BACKGROUND as BACKGROUND_CONCEPT
 from training.data import Concept, Item
 from training.losses import BACKGROUND, IGNORE
+from training.pack import DamagedClip
 
 SIZE, STRIDE = 224, 16  # of a view, pixels
 SECONDS = 2.0  # of sound in a scene
+ATTEMPTS = 16  # scenes in a row that damaged clips may spoil
 
 
 class Collection:
@@ -38,6 +43,7 @@ class Collection:
             if item.kind in ("photo", "sound"):
                 getattr(self, item.kind + "s")[item.concept].append(item)
         self.panoramas = [item for item in items if item.kind == "panorama"]
+        self._panorama_of: dict[str, np.ndarray] = {}
         self._decoded = self._decode([item for item in items if item.kind == "sound"], cache)
 
     def _decode(self, items: list[Item], cache: Path | None) -> dict[str, np.ndarray]:
@@ -52,6 +58,17 @@ class Collection:
             offsets = np.cumsum([0, *map(len, decoded)])
             np.savez(cache, names=names, samples=np.concatenate(decoded), offsets=offsets)
         return dict(zip(names, decoded))
+
+    def scene(self, key: tuple[int, ...]) -> Collection:
+        """What the scene that `key` stands for takes its items from: this collection, since its items never change."""
+        return self
+
+    def panorama(self, rng: np.random.Generator) -> np.ndarray:
+        """One of the panoramas, not to be changed: RGB uint8 (H, 2 H, 3)."""
+        item = self.panoramas[rng.integers(len(self.panoramas))]
+        if item.file not in self._panorama_of:
+            self._panorama_of[item.file] = self.photo(item)
+        return self._panorama_of[item.file]
 
     def photo(self, item: Item) -> np.ndarray:
         """RGB uint8 (H, W, 3)."""
@@ -106,6 +123,38 @@ def paste(view: np.ndarray, coverage: np.ndarray, photo: np.ndarray, alpha: np.n
     opacity = alpha[part][..., None]
     view[y0:y1, x0:x1] = (view[y0:y1, x0:x1] * (1 - opacity) + photo[part] * opacity + 0.5).astype(np.uint8)
     coverage[y0:y1, x0:x1] = alpha[part]
+
+
+def tiles(rng: np.random.Generator, size: int) -> list[tuple[int, int, int, int]]:
+    """Two to four rectangles (top, left, bottom, right) that fill a square, in random order: never twice one grid."""
+    found = [(0, 0, size, size)]
+    for _ in range(rng.integers(1, 4)):
+        areas = [(bottom - top) * (right - left) for top, left, bottom, right in found]
+        top, left, bottom, right = found.pop(int(np.argmax(areas)))
+        part = rng.uniform(0.35, 0.65)
+        if (bottom - top) * rng.uniform(0.5, 2.0) > right - left:
+            middle = round(top + part * (bottom - top))
+            found += [(top, left, middle, right), (middle, left, bottom, right)]
+        else:
+            middle = round(left + part * (right - left))
+            found += [(top, left, bottom, middle), (top, middle, bottom, right)]
+    return [found[index] for index in rng.permutation(len(found))]
+
+
+def covering(photo: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of a picture, resized so that it covers (height, width) with its aspect kept."""
+    scale = max(height / photo.shape[0], width / photo.shape[1])
+    h, w = min(photo.shape[0], round(height / scale)), min(photo.shape[1], round(width / scale))
+    top, left = (photo.shape[0] - h) // 2, (photo.shape[1] - w) // 2
+    part = photo[top : top + max(h, 1), left : left + max(w, 1)]
+    return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def seam(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """(height, width) float32 opacity of a tile: a sharp, soft or open seam, another one each time."""
+    gap, soft = rng.choice([0.0, rng.uniform(0, 8)]), rng.uniform(0.5, 10)
+    y, x = (np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) for n in (height, width))
+    return np.clip((np.minimum(y[:, None], x[None]) - gap) / soft + 0.5, 0, 1).astype(np.float32)
 
 
 @lru_cache(maxsize=2)
@@ -229,6 +278,23 @@ def masked(rng: np.random.Generator, log_mel: np.ndarray) -> np.ndarray:
 # -------------------------------------------------------------------------------------------------------------- scenes
 
 
+def whole_scene(maker, index: int, draw, *arguments):
+    """`draw(maker, rng, *arguments)` for scene `index` of a maker of scenes, which has a collection and a seed.
+
+    It works on a copy whose collection is that of the scene. A scene that meets a damaged clip, which the collection
+    has warned of and counted, is drawn anew. Raises RuntimeError where each of ATTEMPTS scenes met one.
+    """
+    for attempt in range(ATTEMPTS):
+        key = (maker.seed, index, attempt) if attempt else (maker.seed, index)
+        scene = copy.copy(maker)
+        scene.collection = maker.collection.scene(key)
+        try:
+            return draw(scene, np.random.default_rng(key), *arguments)
+        except DamagedClip as error:
+            damaged = error
+    raise RuntimeError(f"{ATTEMPTS} scenes in a row met a damaged clip; the last one: {damaged}") from damaged
+
+
 @dataclass(frozen=True)
 class MixConfig:
     """How training scenes are mixed."""
@@ -238,6 +304,7 @@ class MixConfig:
     concepts: tuple[int, int] = (3, 6)  # visible concepts a scene, from .. to
     photo_px: tuple[float, float] = (36.0, 150.0)  # shorter side of a pasted photo
     full_view: float = 0.15  # share of views filled by one photo
+    mosaic: float = 0.15  # share of views that are tiled with photos, in a layout of their own
     no_object: float = 0.1  # share of views without any
     decoy: float = 0.3  # share of views with a pasted picture that shows nothing that sounds
     two_sounds: float = 0.35
@@ -253,18 +320,29 @@ class SceneMixer:
         self.collection, self.config, self.seed = collection, config, seed
         self.visible = [name for name in collection.class_of if collection.photos[name]]
         self.audible = [name for name in collection.class_of if collection.sounds[name]]
-        self._panorama_cache: dict[str, np.ndarray] = {}
+        if not self.audible:
+            raise ValueError(f"of {len(collection.class_of)} concepts and clips none has a sound: give more of them")
+        # The square root evens out concepts with many photos and those with few without repeating the few too often;
+        # concepts that can be heard matter most.
+        weight = np.sqrt([min(len(collection.photos[name]), 100) for name in self.visible])
+        weight = weight * [1.5 if collection.sounds[name] else 0.5 for name in self.visible]
+        self.probability = weight / max(weight.sum(), 1e-9)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One scene.
 
         Returns:
-            views (V, 224, 224, 3) uint8; view_owner (V, 14, 14) object within its view; view_concept (V, K);
-            sound (M, 128, 201) log-mel; sound_owner (M, 8, 13) source within its mixture; sound_concept (M, 2).
+            views uint8 (V, S, S, 3); view_owner (V, S/16, S/16); view_concept (V, 3); sound float32 (M, 128, T)
+            normalised log-mel; sound_owner (M, 8, T/16); sound_concept (M, 2).
             Owners are BACKGROUND or IGNORE where no object owns the patch; concepts are class ids or IGNORE.
             Without views (config.views 0) the keys of the views are absent.
+
+        Raises:
+            RuntimeError: where every scene that was tried met a damaged clip.
         """
-        rng = np.random.default_rng((self.seed, index))
+        return whole_scene(self, index, SceneMixer._mix)
+
+    def _mix(self, rng) -> dict[str, np.ndarray]:
         names = self._draw_concepts(rng)
         backgrounds = self._backgrounds(rng) if self.config.views else []
         views = [self._view(rng, background, names) for background in backgrounds]
@@ -274,21 +352,12 @@ class SceneMixer:
                 for key, parts in zip(names_, zip(*rows))}
 
     def _draw_concepts(self, rng) -> list[str]:
-        # The square root evens out concepts with many photos and those with few without repeating the few too often.
-        weight = np.sqrt([min(len(self.collection.photos[name]), 100) for name in self.visible])
-        # Concepts that can be heard matter most.
-        weight = weight * [1.5 if self.collection.sounds[name] else 0.5 for name in self.visible]
-        count = rng.integers(self.config.concepts[0], self.config.concepts[1] + 1)
-        return list(rng.choice(self.visible, count, replace=False, p=weight / weight.sum()))
-
-    def _panorama(self, item: Item) -> np.ndarray:
-        if item.file not in self._panorama_cache:
-            self._panorama_cache[item.file] = self.collection.photo(item)
-        return self._panorama_cache[item.file]
+        count = min(rng.integers(self.config.concepts[0], self.config.concepts[1] + 1), len(self.visible))
+        return list(rng.choice(self.visible, count, replace=False, p=self.probability))
 
     def _backgrounds(self, rng) -> np.ndarray:
         count = self.config.views
-        panorama = self._panorama(self.collection.panoramas[rng.integers(len(self.collection.panoramas))])
+        panorama = self.collection.panorama(rng)
         # A few layouts, whose sampling maps stay cached; turning the panorama itself gives any yaw at no cost.
         azimuths = tuple(np.arange(count) * 360 / count)
         layout = ViewLayout(azimuths, rng.choice([-12.0, 0.0, 12.0]), rng.choice([75.0, 100.0]))
@@ -303,7 +372,7 @@ class SceneMixer:
         plain = self.collection.photos[BACKGROUND_CONCEPT]
         if plain and rng.random() < 0.7:
             return jitter(rng, self.collection.photo(plain[rng.integers(len(plain))]))
-        panorama = self._panorama(self.collection.panoramas[rng.integers(len(self.collection.panoramas))])
+        panorama = self.collection.panorama(rng)
         height = panorama.shape[0] // 2
         left = rng.integers(panorama.shape[1] - height)
         return jitter(rng, panorama[height // 2 : height // 2 + height, left : left + height])
@@ -312,6 +381,8 @@ class SceneMixer:
         """Pastes objects of the scene's concepts into one view."""
         config = self.config
         draw = rng.random()
+        if draw > 1 - config.mosaic:
+            return self._mosaic(rng, view, names)
         full = config.no_object <= draw < config.no_object + config.full_view
         count = 0 if draw < config.no_object else 1 if full else rng.integers(1, 4)
         owner, strongest = np.full((SIZE, SIZE), BACKGROUND), np.zeros((SIZE, SIZE), np.float32)
@@ -320,9 +391,7 @@ class SceneMixer:
             decoy = self._plain_photo(rng)
             self._place(rng, view, np.zeros((SIZE, SIZE), np.float32), decoy, False)
         for index in range(count):
-            name = names[rng.integers(len(names))]
-            choices = self.collection.photos[name]
-            photo = jitter(rng, self.collection.photo(choices[rng.integers(len(choices))]))
+            name, photo = self._object(rng, names)
             coverage = np.zeros((SIZE, SIZE), np.float32)
             self._place(rng, view, coverage, photo, full)
             owner[coverage > 0.5], concepts[index] = index, self.collection.class_of[name]
@@ -330,6 +399,22 @@ class SceneMixer:
         cells = self._patch_owner(owner, count)
         cells[(_patch_mean(strongest) > 0.15) & (cells == BACKGROUND)] = IGNORE  # the fading rim
         return view, cells, concepts
+
+    def _object(self, rng, names: list[str]) -> tuple[str, np.ndarray]:
+        name = names[rng.integers(len(names))]
+        choices = self.collection.photos[name]
+        return name, jitter(rng, self.collection.photo(choices[rng.integers(len(choices))]))
+
+    def _mosaic(self, rng, view: np.ndarray, names: list[str]):
+        """Tiles one view with up to three objects; a fourth tile shows what was there before."""
+        owner, concepts = np.full((SIZE, SIZE), BACKGROUND), np.full(3, IGNORE)
+        for index, (top, left, bottom, right) in enumerate(tiles(rng, SIZE)[:3]):
+            name, photo = self._object(rng, names)
+            height, width = bottom - top, right - left
+            coverage = np.zeros((SIZE, SIZE), np.float32)
+            paste(view, coverage, covering(photo, height, width), seam(rng, height, width), left, top)
+            owner[coverage > 0.5], concepts[index] = index, self.collection.class_of[name]
+        return view, self._patch_owner(owner, 3), concepts
 
     def _place(self, rng, view, coverage, photo, full: bool) -> None:
         if full:
@@ -385,6 +470,8 @@ class SceneMixer:
             fundamental = rng.choice([50.0, 60.0, rng.uniform(25.0, 400.0)])
             return floor + at_level(hum(rng, length, fundamental, rng.permutation(np.arange(1, 9))[:4]), level)
         choices = self.collection.sounds[BACKGROUND_CONCEPT]
+        if not choices:
+            return floor + at_level(pink_noise(rng, length), level)
         return floor + at_level(excerpt(rng, self.collection.sound(choices[rng.integers(len(choices))])), level)
 
     @staticmethod

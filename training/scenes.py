@@ -12,7 +12,17 @@ import numpy as np
 
 from avssl_ros import features
 from training.data import BACKGROUND
-from training.mixing import SECONDS, Collection, at_level, excerpt, feathered_alpha, hum, paste_on_sphere, pink_noise
+from training.mixing import (
+    SECONDS,
+    Collection,
+    at_level,
+    excerpt,
+    feathered_alpha,
+    hum,
+    paste_on_sphere,
+    pink_noise,
+    whole_scene,
+)
 
 NEGATIVES = ("silence", "white noise", "pink noise", "hum", "recorded background", "offscreen sound")
 SEPARATION = np.radians(45)  # smallest azimuth between two objects
@@ -68,7 +78,9 @@ class SceneGenerator:
 
     def scene(self, index: int, sounding: int = 1) -> Scene:
         """A scene in which `sounding` of the visible objects sound."""
-        rng = np.random.default_rng((self.seed, index))
+        return whole_scene(self, index, SceneGenerator._scene, sounding)
+
+    def _scene(self, rng, sounding: int) -> Scene:
         heard = list(rng.choice(self.audible, sounding, replace=False))
         others = [name for name in self.lookable if name not in heard]
         names = heard + list(rng.choice(others, self.visible - sounding, replace=False))
@@ -78,7 +90,9 @@ class SceneGenerator:
 
     def negative(self, index: int, kind: str) -> Scene:
         """A scene in which nothing that is in view sounds; `kind` is one of NEGATIVES."""
-        rng = np.random.default_rng((self.seed, index))
+        return whole_scene(self, index, SceneGenerator._negative, kind)
+
+    def _negative(self, rng, kind: str) -> Scene:
         names = list(rng.choice(self.lookable, self.visible, replace=False))
         image, objects = self._place(rng, names, 0)
         if kind == "offscreen sound":
@@ -107,10 +121,12 @@ class SceneGenerator:
         return excerpt(rng, self.collection.sound(choices[rng.integers(len(choices))]))
 
     def _background(self, rng, level_db: float) -> np.ndarray:
+        if not self.collection.sounds[BACKGROUND]:
+            return at_level(pink_noise(rng, int(SECONDS * features.SAMPLE_RATE)), level_db)
         return at_level(self._recording(rng, BACKGROUND), level_db)
 
     def _place(self, rng, names: list[str], sounding: int) -> tuple[np.ndarray, tuple[PlacedObject, ...]]:
-        panorama = self.collection.photo(self.collection.panoramas[rng.integers(len(self.collection.panoramas))])
+        panorama = self.collection.panorama(rng)
         panorama = np.roll(panorama, rng.integers(panorama.shape[1]), axis=1)
         objects = []
         for index, (name, azimuth) in enumerate(zip(names, self._azimuths(rng, len(names)))):

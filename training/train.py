@@ -42,19 +42,21 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from training import losses
-from training.data import read_concepts, read_items
+from training.clip_collection import ClipCollection, ClipsConfig
+from training.data import Concept, read_concepts, read_items
 from training.mixing import Collection, MixConfig, SceneMixer
 from training.networks import AudioEncoder, VisualEncoder, depthwise_in_float32, freeze_norms, prototypes
 from training.pictures import scene_picture
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TAGGER_FILE = "mn04_as_mAP_432.pt"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything a run depends on."""
 
-    data: Path = Path("../shared/data")  # folder with photos/, images/, sounds/, esc10/ and panoramas/
+    data: Path | None = Path("../shared/data")  # folder with photos/, images/, sounds/, esc10/, panoramas/; None: clips
     weights: Path = Path("../shared/weights")  # folder with mn04_as_mAP_432.pt and audioset_527_labels.csv
     run: Path = Path("runs/first")  # output folder; an interrupted run in it is resumed
     cache: Path = Path("cache")  # decoded recordings, made once
@@ -83,6 +85,7 @@ class TrainConfig:
     validate_every: int = 500
     validation_scenes: int = 48
     mix: MixConfig = field(default_factory=MixConfig)
+    clips: ClipsConfig = field(default_factory=ClipsConfig)
 
 
 class Scenes(Dataset):
@@ -98,10 +101,17 @@ class Scenes(Dataset):
         return {key: torch.from_numpy(value) for key, value in self.mixer[self.first + index].items()}
 
 
-def concept_classes(weights: Path) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+def concepts_of(config: TrainConfig) -> list[Concept]:
+    """The concepts that a run knows; none where it learns from clips without labels alone."""
+    return read_concepts() if config.data is not None or config.clips.labels else []
+
+
+def concept_classes(weights: Path, concepts: list[Concept]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """ImageNet and AudioSet class indices of every concept."""
-    concepts = read_concepts()
-    with open(weights / "audioset_527_labels.csv", newline="") as file:
+    table = weights / "audioset_527_labels.csv"
+    if not table.exists():
+        raise FileNotFoundError(f"{table} is missing: --weights needs the folder with it and {TAGGER_FILE}")
+    with open(table, newline="") as file:
         index = {row["display_name"].replace(",", ""): int(row["index"]) for row in csv.DictReader(file)}
     unknown = [name for concept in concepts for name in concept.audioset if name not in index]
     if unknown:
@@ -127,25 +137,54 @@ class Encoders(torch.nn.Module):
 
 
 def loss_terms(visual, audio, batch, frame, config: TrainConfig) -> dict[str, losses.Mean]:
-    """Alignment of each modality and the deep clustering loss of each scene over both."""
+    """Alignment of each modality and the deep clustering loss of each scene over both.
+
+    Concept ids from len(frame) upwards are those of videos without a label: they are aligned with one another across
+    the modalities instead of with a prototype, and cluster all the same.
+    """
+    parts = {"visual": (visual, "view"), "audio": (audio, "sound")}
+    parts = {name: (v, batch[f"{part}_owner"].flatten(2), batch[f"{part}_concept"])
+             for name, (v, part) in parts.items() if v is not None}
+    videos = torch.unique(torch.cat([concept.flatten() for _, _, concept in parts.values()]))
+    videos = videos[videos >= len(frame)]
+    parts = {name: (v, owner, _renumbered(concept, videos, len(frame))) for name, (v, owner, concept) in parts.items()}
+    heard = _video_prototypes(parts, "audio", frame, frame.new_zeros(len(videos), frame.shape[1]), len(videos))
+    seen = _video_prototypes(parts, "visual", frame, heard[0], len(videos))
     terms, rows = {}, []
-    for name, v, part in (("visual", visual, "view"), ("audio", audio, "sound")):
-        if v is None:
-            continue
-        owner, concept = batch[f"{part}_owner"].flatten(2), batch[f"{part}_concept"]
+    for name, (v, owner, concept) in parts.items():
         flat = v.flatten(0, 1), owner.flatten(0, 1), concept.flatten(0, 1)
-        terms[name], terms[f"{name}_nothing"] = losses.alignment(*flat, frame)
+        labelled = torch.where(flat[2] < len(frame), flat[2], losses.IGNORE)
+        terms[name], terms[f"{name}_nothing"] = losses.alignment(*flat[:2], labelled, frame)
         terms[f"{name}_gates"] = losses.open_gates(*flat[:2])
-        weight = losses.object_weights(*flat, frame)
+        others, known = heard if name == "visual" else seen
+        if len(videos):
+            video = (flat[2] - len(frame)).clamp_min(losses.IGNORE)
+            video = torch.where((video >= 0) & known[video.clamp_min(0)], video, losses.IGNORE)
+            terms[f"{name}_video"], terms[f"{name}_video_nothing"] = losses.alignment(*flat[:2], video, others)
+        weight = losses.object_weights(*flat, torch.cat([frame, others.detach()]))
         owned = torch.gather(concept, 2, owner.clamp_min(0).clamp_max(concept.shape[2] - 1))
         cluster = torch.where(owner >= 0, owned, owner)
         share = config.visual_share if name == "visual" else 1 - config.visual_share
         weight = _row_weights(weight.unflatten(0, concept.shape[:2]).flatten(1), cluster.flatten(1), config)
         rows.append((v.flatten(1, 2), cluster.flatten(1), share * weight))
-    v, cluster, weight = (torch.cat(parts, dim=1) for parts in zip(*rows))
-    clustering = losses.deep_clustering(v, cluster, weight, clusters=len(frame))
+    v, cluster, weight = (torch.cat(columns, dim=1) for columns in zip(*rows))
+    clustering = losses.deep_clustering(v, cluster, weight, clusters=len(frame) + len(videos))
     scenes = torch.tensor(float(len(audio)), device=audio.device)
     return {**terms, "clustering": losses.Mean(clustering * scenes, scenes)}
+
+
+def _renumbered(concept: torch.Tensor, videos: torch.Tensor, first: int) -> torch.Tensor:
+    """Concept ids with those of videos, which may be any, replaced by first, first + 1 ... in their order."""
+    return torch.where(concept >= first, first + torch.searchsorted(videos, concept.clamp_min(0)), concept)
+
+
+def _video_prototypes(parts: dict, name: str, frame, evidence, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prototypes (count, D) of unlabelled videos in one modality; `evidence` says which patches stand for a video."""
+    if name not in parts or not count:
+        return frame.new_zeros(count, frame.shape[1]), torch.zeros(count, dtype=torch.bool, device=frame.device)
+    v, owner, concept = (part.flatten(0, 1) for part in parts[name])
+    weight = losses.object_weights(v, owner, concept, torch.cat([frame, evidence.detach()]))
+    return losses.pooled_prototypes(v, owner, concept - len(frame), weight, count)
 
 
 def _row_weights(objects: torch.Tensor, owner: torch.Tensor, config: TrainConfig) -> torch.Tensor:
@@ -163,9 +202,14 @@ def means_over_ranks(fabric: Fabric, terms: dict[str, losses.Mean]) -> dict[str,
 
 
 def total_loss(terms: dict[str, torch.Tensor], step: int, config: TrainConfig) -> torch.Tensor:
-    """The weighted sum; deep clustering joins after `align_steps`."""
-    clustering_weight = config.clustering_weight if step >= config.align_steps else 0.0
-    weights = {"nothing": config.nothing_weight, "gates": config.gate_weight, "clustering": clustering_weight}
+    """The weighted sum; after `align_steps` deep clustering joins.
+
+    The alignment of unlabelled videos ends there: every other video of the batch is a negative to it, of the same kind
+    of object or not, and in the second stage that undoes the clusters (SCAV, 2026).
+    """
+    aligning = step < config.align_steps
+    weights = {"nothing": config.nothing_weight, "gates": config.gate_weight,
+               "clustering": 0.0 if aligning else config.clustering_weight, "video": 1.0 if aligning else 0.0}
     return sum(weights.get(name.rpartition("_")[2], 1.0) * term for name, term in terms.items())
 
 
@@ -188,7 +232,8 @@ def validate(model: Encoders, loader: DataLoader, frame: torch.Tensor, fabric: F
                 continue
             centroid = patches[owner == 0].mean(0)
             hits["gate_sound"].append(patches[owner == 0].norm(dim=-1).mean().item())
-            hits["named"].append(int((frame @ centroid).argmax()) == int(heard[0]))
+            if heard[0] < len(frame):
+                hits["named"].append(int((frame @ centroid).argmax()) == int(heard[0]))
             if visual is None:
                 continue
             view_concept = torch.gather(batch["view_concept"][s], 1, batch["view_owner"][s].flatten(1).clamp_min(0))
@@ -221,9 +266,9 @@ def learning_rate_scale(step: int, config: TrainConfig) -> float:
 def build(config: TrainConfig) -> tuple[Encoders, torch.optim.Optimizer]:
     """Encoders with starting weights and the optimiser: a small rate for pretrained layers, a larger for heads."""
     model = Encoders(config.dimensions).to(memory_format=torch.channels_last)  # twice as fast on a CPU
-    imagenet, audioset = concept_classes(config.weights)
+    imagenet, audioset = concept_classes(config.weights, concepts_of(config))
     model.visual.load_pretrained(imagenet)
-    model.audio.load_pretrained(config.weights / "mn04_as_mAP_432.pt", audioset)
+    model.audio.load_pretrained(config.weights / TAGGER_FILE, audioset)
     if config.accelerator == "cpu" or not torch.cuda.is_available():
         depthwise_in_float32(model)
     return model, make_optimizer(model, config)
@@ -260,8 +305,20 @@ def make_fabric(config: TrainConfig) -> Fabric:
     return fabric
 
 
-def _loader(config: TrainConfig, split: str, seed: int, first: int, count: int) -> DataLoader:
-    collection = Collection(read_items(split=split), config.data, read_concepts(), config.cache / f"sounds-{split}.npz")
+def make_collection(config: TrainConfig, split: str) -> Collection | ClipCollection:
+    """What scenes of one split are mixed from: photographs and recordings, clips, or both."""
+    concepts, base = concepts_of(config), None
+    if config.data is not None:
+        cache = config.cache / f"sounds-{split}.npz"
+        base = Collection(read_items(split=split), config.data, concepts, cache)
+    if config.clips.shards is not None:
+        return ClipCollection(config.clips, split, concepts, base)
+    if base is None:
+        raise ValueError("nothing to train on: give --data, --clips.shards or both")
+    return base
+
+
+def _loader(config: TrainConfig, collection, seed: int, first: int, count: int) -> DataLoader:
     scenes = Scenes(SceneMixer(collection, config.mix, seed), first, count)
     return DataLoader(scenes, batch_size=config.scenes, num_workers=config.workers)
 
@@ -304,10 +361,11 @@ def train(config: TrainConfig) -> dict[str, float]:
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema), use_buffers=True)
     # Before the run folder is made: missing data must leave nothing behind.
-    validation = _loader(config, "validation", 1, 0, config.validation_scenes)
+    collections = {split: make_collection(config, split) for split in (config.split, "validation")}
+    validation = _loader(config, collections["validation"], 1, 0, config.validation_scenes)
     step = _resume(config, model, average, optimizer) if config.run.exists() else 0
     first, remaining = (count * config.scenes * fabric.world_size for count in (step, config.steps - step))
-    loader = fabric.setup_dataloaders(_loader(config, config.split, config.seed, first, remaining))
+    loader = fabric.setup_dataloaders(_loader(config, collections[config.split], config.seed, first, remaining))
     if fabric.is_global_zero:
         config.run.mkdir(parents=True, exist_ok=True)
         _write(config.run / "config.json", json.dumps(asdict(config), indent=1, default=str) + "\n")
@@ -315,7 +373,7 @@ def train(config: TrainConfig) -> dict[str, float]:
     fabric.barrier()
     model, optimizer = fabric.setup(model, optimizer)
     average = average.to(fabric.device)
-    frame = prototypes(len(read_concepts()), config.dimensions).to(fabric.device)
+    frame = prototypes(len(concepts_of(config)), config.dimensions).to(fabric.device)
     metrics, started = {}, time.time()
     for batch in tqdm(loader, initial=step, total=config.steps, unit="step", disable=not fabric.is_global_zero):
         terms = train_step(fabric, model, optimizer, batch, frame, step, config)
@@ -336,6 +394,10 @@ def train(config: TrainConfig) -> dict[str, float]:
             _log(fabric, config.run / "log.jsonl", line)
     if not metrics and fabric.is_global_zero:  # the run had already ended
         metrics = validate(average.module, validation, frame, fabric)
+    for split, collection in collections.items() if config.clips.shards else ():
+        if fabric.is_global_zero:
+            print(collection.report(split))
+        collection.close()
     return metrics
 
 
