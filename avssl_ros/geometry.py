@@ -108,8 +108,8 @@ def sampling_map(layout: ViewLayout, size: int, width: int, height: int) -> tupl
     The coordinates are py360convert's (`utils.xyzpers`), computed once for each layout and image size.
 
     Returns:
-        Two fixed-point maps for an output of shape (views * size, size). The image must carry one more column at its
-        right, a copy of the first, for interpolation across the seam.
+        Two fixed-point maps for an output of shape (views * size, size), for cv2.BORDER_WRAP: columns from width - 1 to
+        width lie between the last column and the first.
     """
     columns, rows = [], []
     fov = np.radians(layout.fov_deg)
@@ -119,7 +119,6 @@ def sampling_map(layout: ViewLayout, size: int, width: int, height: int) -> tupl
         column, row = py360.uv2coor(*py360.xyz2uv(xyz), height, width)
         columns.append(column[..., 0])
         rows.append(row[..., 0])
-    # One column was added at the right, so 0..width is the valid range and -0.5 wraps to width - 0.5.
     map_x = np.mod(np.concatenate(columns), width).astype(np.float32)
     map_y = np.clip(np.concatenate(rows), 0, height - 1).astype(np.float32)
     return cv2.convertMaps(map_x, map_y, cv2.CV_16SC2)
@@ -129,8 +128,7 @@ def cut_views(image: np.ndarray, layout: ViewLayout, size: int) -> np.ndarray:
     """Perspective views (views, size, size, 3) uint8 of an equirectangular image (H, W, 3) uint8, in one pass."""
     height, width = image.shape[:2]
     map_1, map_2 = sampling_map(layout, size, width, height)
-    wrapped = cv2.copyMakeBorder(image, 0, 0, 0, 1, cv2.BORDER_WRAP)
-    views = cv2.remap(wrapped, map_1, map_2, cv2.INTER_LINEAR)
+    views = cv2.remap(image, map_1, map_2, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     return views.reshape(len(layout), size, size, *image.shape[2:])
 
 

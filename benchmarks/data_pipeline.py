@@ -1,12 +1,24 @@
-"""What packing clips costs and saves: random windows of frames and sound from four layouts, side by side in one run.
+"""What packing and caching clips cost and save, side by side in one run.
 
     python benchmarks/data_pipeline.py [--clips 60] [--seconds 1.0] [--json FILE]
+    python benchmarks/data_pipeline.py --sections cache slow-source --latency 0.01 --bandwidth 50e6
 
 Makes mp4 clips (h264 and aac, 256x256, 15 frames a second, 10 s, a key frame a second) of textures that drift over one
-another, which compress like real clips, and sound of changing tones and noise. Each layout then decodes the same
-windows, in turns, so that a busy machine slows all alike; the figures are medians over the turns. All files are in the
-page cache: this measures what a layout costs the processor, not the disk. Raw frames are stored of the first 10 clips
-only, since each takes some 15 MB; their bytes ratio is to the mp4 files of those clips.
+another, which compress like real clips, and sound of changing tones and noise. Then, by section:
+
+layouts      Random windows of frames and sound from four layouts on the disk. Each decodes the same windows, in turns,
+             so that a busy machine slows all alike. Raw frames are stored of the first 10 clips only, since each takes
+             some 15 MB; their bytes ratio is to the mp4 files of those clips.
+cache        Two epochs of the same finished item, 1 frame and the spectrogram of 3 s, with no cache and with a cache in
+             shared memory (training/cache.py) of mp4 blobs, of JPEG frames and of the finished item itself, whose
+             random window then stays that of the first epoch. One process, one item after another.
+slow-source  The first batch of a DataLoader, by a source with the latency and bandwidth of a network disk: through a
+             cache of finished items, and after all clips have been copied to the local disk. Every reader sleeps a latency an
+             access and its bytes over the bandwidth, on top of the real reading; readers do not slow one another.
+
+Figures are medians over the turns; copying is done once. All files are in the page cache, for all that is compared:
+but for the stated sleep this measures what a way costs the processor, not the disk. Caches are new in each turn and
+gone at the end; of a killed run `python training/cache.py clear` removes them. The exit status does not tell the bars.
 """
 
 from __future__ import annotations
@@ -14,13 +26,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import platform
+import secrets
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,14 +44,20 @@ import av
 import cv2
 import h5py
 import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from training.clips import decode
+from avssl_ros.features import log_mel
+from training.cache import CachedDataset
+from training.clips import BlobDataset, ClipDataset, JpegDataset, decode
 from training.pack import NEEDED, Pack, Shards, pack
 
 SIZE, FPS, DURATION, RATE = 256, 15, 10, 32000
 RAW_CLIPS = 10  # of which raw frames are stored
 MEMORY = Path("/dev/shm")
+ITEM_SECONDS = 3.0  # of a finished item's spectrogram
+CACHE_BYTES = 1 << 32  # more than any cache here fills
 
 
 @dataclass(frozen=True)
@@ -44,9 +65,17 @@ class BenchmarkConfig:
     """What to measure, on how much."""
 
     clips: int = 60
-    seconds: float = 1.0  # of a window
+    sections: tuple[str, ...] = ("layouts", "cache", "slow-source")
+    seconds: float = 1.0  # of a window of the layouts
     windows: int = 60  # a turn and layout
     turns: int = 5
+    cache_clips: int = 12  # of which epochs are timed, at most `clips`: half a second each and turn, for JPEG
+    source_clips: int = 500  # of the slow source: the made clips, repeated under further numbers
+    latency: float = 0.01  # of the slow source, seconds an access
+    bandwidth: float = 50e6  # of the slow source, bytes a second for one reader
+    batch: int = 16
+    workers: int = 2  # of the DataLoader
+    readers: int = 8  # threads of a worker that fetch the items of a batch, from the slow source or the copies
     json: Path | None = None  # also write the figures here
 
 
@@ -213,8 +242,210 @@ def print_layouts(found: dict) -> None:
     for name, row in found["rows"].items():
         print(f"{name:<26}{row['windows_per_second']:>10.1f}{row['throughput_ratio']:>12.2f}{row['bytes_ratio']:>9.3f}"
               f"{row['bytes_per_clip'] / 1e3:>11.0f}")
+    print_bars(found)
+
+
+def print_bars(found: dict) -> None:
     for bar, met in found["bars"].items():
         print(f"{'met' if met else 'MISSED'}: {bar}")
+
+
+# ----------------------------------------------------------------------------------- section 2: what the cache keeps
+
+
+class FinishedItems(Dataset):
+    """What an encoder reads, out of a window of frames and sound: nothing is left to do after it, 272 kB a clip.
+
+    Item: {"frame": (SIZE, SIZE, 3) uint8, "spectrogram": (128, 300) float16 normalised log-mel, "index": int}.
+
+    Args:
+        shards: the clips.
+        blobs: as of ClipDataset.
+    """
+
+    def __init__(self, shards: Shards, blobs: Dataset | None = None):
+        self.clips = ClipDataset(shards, ITEM_SECONDS, frames=1, size=SIZE, blobs=blobs)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict:
+        window = self.clips[index]
+        return {"frame": window["frames"][0], "spectrogram": log_mel(window["sound"]).astype(np.float16),
+                "index": window["index"]}
+
+
+def new_cache(dataset: Dataset, memory_bytes: int = CACHE_BYTES, readers: int = 1) -> CachedDataset:
+    """An empty cache: its key is of this run and moment, so that nothing of another run is found in it."""
+    key = f"benchmark-{os.getpid()}-{secrets.token_hex(8)}"
+    return CachedDataset(dataset, key, memory_bytes, readers=readers)
+
+
+def cache_under(shards: Shards, stored: Dataset) -> tuple[CachedDataset, Dataset, ClipDataset]:
+    """A cache of what items are decoded from, the items, and their clips, whose set_epoch gives new windows."""
+    cached = new_cache(stored)
+    items = FinishedItems(shards, cached)
+    return cached, items, items.clips
+
+
+def cache_over(shards: Shards, memory_bytes: int = CACHE_BYTES) -> tuple[CachedDataset, Dataset, ClipDataset]:
+    """A cache of finished items, again as the items, and the clips they are of."""
+    items = FinishedItems(shards)
+    cached = new_cache(items, memory_bytes)
+    return cached, cached, items.clips
+
+
+CACHES: dict[str, Callable[[Shards], tuple[CachedDataset, Dataset, ClipDataset]]] = {
+    "off": lambda shards: cache_over(shards, memory_bytes=0),
+    "mp4 blob": lambda shards: cache_under(shards, BlobDataset(shards)),
+    "JPEG frames": lambda shards: cache_under(shards, JpegDataset(shards)),
+    "finished item": cache_over,
+}
+
+
+def caches(corpus: Corpus, config: BenchmarkConfig) -> dict:
+    """Items a second of two epochs, source opens of each and bytes kept, with no cache and three kinds."""
+    count = min(config.cache_clips, len(corpus.shards))
+    FinishedItems(corpus.shards)[0]  # what is made once in a process (mel filters, codecs) belongs to no epoch
+    spent = {name: np.zeros((config.turns, 2)) for name in CACHES}
+    opens = {name: np.zeros((config.turns, 2), int) for name in CACHES}
+    kept = {}
+    for turn in tqdm(range(config.turns), desc="epochs", unit="turn"):
+        for name, make in CACHES.items():
+            cached, items, clips = make(corpus.shards)
+            with closing(cached):
+                for epoch in range(2):
+                    clips.set_epoch(epoch)
+                    before = cached.counters()["source_opens"]
+                    started = time.perf_counter()
+                    for index in range(count):
+                        items[index]
+                    spent[name][turn, epoch] = time.perf_counter() - started
+                    opens[name][turn, epoch] = cached.counters()["source_opens"] - before
+                kept[name] = {"bytes_per_clip": sum(tier["bytes"] for tier in cached.usage().values()) / count,
+                              "hit_rate": cached.counters()["hit_rate"]}
+    rows = {name: {"items_per_second": (count / np.median(times, axis=0)).tolist(),
+                   "second_to_first": float(np.median(times[:, 0] / times[:, 1])),
+                   "source_opens": opens[name].max(axis=0).tolist(), **kept[name]} for name, times in spent.items()}
+    bars = {"second epoch from finished items at least 50 times the first":
+            rows["finished item"]["second_to_first"] >= 50}
+    return {"clips": count, "rows": rows, "bars": bars}
+
+
+def print_caches(found: dict) -> None:
+    print(f"\n{found['clips']} clips, an item of 1 frame and {ITEM_SECONDS:g} s of spectrogram; epochs 1 and 2")
+    print(f"{'cache':<16}{'items/s 1':>11}{'items/s 2':>11}{'2 : 1':>8}{'kB a clip':>11}{'opens 1':>9}{'opens 2':>9}")
+    for name, row in found["rows"].items():
+        first, second = row["items_per_second"]
+        print(f"{name:<16}{first:>11.1f}{second:>11.1f}{row['second_to_first']:>8.1f}"
+              f"{row['bytes_per_clip'] / 1e3:>11.0f}{row['source_opens'][0]:>9}{row['source_opens'][1]:>9}")
+    print_bars(found)
+
+
+# ------------------------------------------------------------------------------------- section 3: a network disk
+
+
+class SlowSource(Dataset):
+    """`dataset`, whose items are bytes, as one reader of a network disk gets it.
+
+    Args:
+        dataset: of bytes.
+        latency: seconds an access.
+        bandwidth: bytes a second.
+    """
+
+    def __init__(self, dataset: Dataset, latency: float, bandwidth: float):
+        self.dataset, self.latency, self.bandwidth = dataset, latency, bandwidth
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> bytes:
+        blob = self.dataset[index]
+        time.sleep(self.latency + len(blob) / self.bandwidth)
+        return blob
+
+
+class CopiedFiles(Dataset):
+    """The mp4 files that `copy_all` wrote. `count` is the number of clips, copied or not."""
+
+    def __init__(self, folder: Path, count: int):
+        self.folder, self.count = folder, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> bytes:
+        return (self.folder / f"{index}.mp4").read_bytes()
+
+
+def copy_all(source: Dataset, count: int, folder: Path, readers: int) -> float:
+    """Copies the first `count` items of bytes to one file each; returns the seconds it took."""
+    folder.mkdir()
+    started = time.perf_counter()
+    with ThreadPoolExecutor(readers) as pool:
+        copies = pool.map(lambda index: (folder / f"{index}.mp4").write_bytes(source[index]), range(count))
+        for _ in tqdm(copies, total=count, desc=f"copy, {readers} readers", unit="clip"):
+            pass
+    return time.perf_counter() - started
+
+
+def first_batch(items: Dataset, config: BenchmarkConfig, turn: int) -> float:
+    """The moment (time.perf_counter) at which a new DataLoader's first batch is there; its workers end thereafter."""
+    loader = DataLoader(Subset(items, range(config.source_clips)), config.batch, shuffle=True,
+                        num_workers=config.workers, generator=torch.Generator().manual_seed(turn))
+    batches = iter(loader)
+    next(batches)
+    return time.perf_counter()
+
+
+def slow_source(corpus: Corpus, config: BenchmarkConfig) -> dict:
+    """Seconds to the first batch through a cache of a slow source, and after copying all of it by 1 or more readers."""
+    made = len(corpus.shards)
+    shards = Shards(corpus.shards.paths * -(-config.source_clips // made))
+    source = SlowSource(BlobDataset(shards), config.latency, config.bandwidth)
+    copying = {readers: copy_all(source, config.source_clips, corpus.folder / f"copy-{readers}", readers)
+               for readers in sorted({1, max(1, config.workers)})}
+    copied = FinishedItems(shards, CopiedFiles(corpus.folder / "copy-1", len(shards)))
+    copied = new_cache(copied, memory_bytes=0, readers=config.readers)
+    through, first_clip, local = [], [], []
+    for turn in tqdm(range(config.turns), desc="first batches", unit="turn"):
+        started = time.perf_counter()
+        with closing(new_cache(FinishedItems(shards, source), readers=config.readers)) as cached:
+            through.append(first_batch(cached, config, turn) - started)
+            first_clip.append(cached.counters()["first_item_seconds"])
+        started = time.perf_counter()
+        local.append(first_batch(copied, config, turn) - started)
+    copied.close()
+    rows = {"through the cache": {"copy_seconds": 0.0, "batch_seconds": float(np.median(through))}}
+    rows |= {f"copied first, {readers} reader{'s' * (readers > 1)}":
+             {"copy_seconds": seconds, "batch_seconds": float(np.median(local))}
+             for readers, seconds in copying.items()}
+    for row in rows.values():
+        row["seconds"] = row["copy_seconds"] + row["batch_seconds"]
+    share = rows["through the cache"]["seconds"] / rows["copied first, 1 reader"]["seconds"]
+    bars = {f"first batch through the cache at most 5 % of copying {config.source_clips} clips first, by one reader":
+            share <= 0.05}
+    sizes = [shards.clip(index).bytes for index in range(config.source_clips)]
+    return {"clips": config.source_clips, "made_clips": made, "bytes_per_clip": float(np.mean(sizes)),
+            "latency": config.latency, "bandwidth": config.bandwidth, "batch": config.batch, "workers": config.workers,
+            "readers": config.readers, "first_clip_seconds": float(np.median(first_clip)), "rows": rows, "bars": bars,
+            "reading_seconds": copying[1] * min(config.batch, config.source_clips) / config.source_clips}
+
+
+def print_slow_source(found: dict) -> None:
+    print(f"\nslow source: {found['latency'] * 1e3:g} ms an access and {found['bandwidth'] / 1e6:g} MB/s for one "
+          f"reader; {found['workers']} workers of {found['readers']} threads\n{found['clips']} clips of {found['bytes_per_clip'] / 1e3:.0f} kB: "
+          f"{found['made_clips']} made ones, repeated")
+    print(f"{'first batch of ' + str(found['batch']):<26}{'copying s':>11}{'batch s':>9}{'together s':>12}"
+          f"{'cache : this':>14}")
+    cache = found["rows"]["through the cache"]["seconds"]
+    for name, row in found["rows"].items():
+        print(f"{name:<26}{row['copy_seconds']:>11.2f}{row['batch_seconds']:>9.2f}{row['seconds']:>12.2f}"
+              f"{100 * cache / row['seconds']:>12.1f} %")
+    print(f"through the cache the first clip was read after {found['first_clip_seconds']:.2f} s; reading a batch takes "
+          f"{found['reading_seconds']:.2f} s,\nstarting workers and decoding the rest, as for copied clips")
+    print_bars(found)
 
 
 # ------------------------------------------------------------------------------------------------------- the run
@@ -222,18 +453,35 @@ def print_layouts(found: dict) -> None:
 # Each section is a name, what measures it on the shared corpus, and what prints its figures.
 SECTIONS: dict[str, tuple[Callable[[Corpus, BenchmarkConfig], dict], Callable[[dict], None]]] = {
     "layouts": (layouts, print_layouts),
+    "cache": (caches, print_caches),
+    "slow-source": (slow_source, print_slow_source),
 }
 
 
+def check(config: BenchmarkConfig) -> None:
+    """Raises ValueError where a setting is out of its range."""
+    positive = ("clips", "windows", "turns", "cache_clips", "source_clips", "bandwidth", "batch", "readers")
+    wrong = [f"{name} must be > 0, got {getattr(config, name)}" for name in positive if not getattr(config, name) > 0]
+    wrong += [f"{name} must be >= 0, got {getattr(config, name)}" for name in ("latency", "workers")
+              if not getattr(config, name) >= 0]
+    if not 0 < config.seconds <= DURATION:
+        wrong.append(f"seconds must be in (0, {DURATION}], got {config.seconds}")
+    if not config.sections or set(config.sections) - set(SECTIONS):
+        wrong.append(f"sections must be of {', '.join(SECTIONS)}, got {', '.join(config.sections) or 'none'}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
 def main(config: BenchmarkConfig) -> dict:
-    """Measures all sections; prints them and writes the JSON file if one is wanted."""
-    if config.clips < 1 or config.windows < 1 or config.turns < 1 or not 0 < config.seconds <= DURATION:
-        raise ValueError(f"clips, windows and turns must be > 0 and seconds in (0, {DURATION}], got {config}")
+    """Measures the sections; prints them and writes the JSON file if one is wanted."""
+    check(config)
+    settings = {name: value for name, value in asdict(config).items() if name != "json"}
     report = {"machine": platform.processor() or platform.machine(), "av": av.__version__, "h5py": h5py.__version__,
-              "clips": config.clips, "seconds": config.seconds, "windows": config.windows, "turns": config.turns}
+              "torch": torch.__version__, **settings}
     with tempfile.TemporaryDirectory() as folder:
         corpus = make_corpus(Path(folder), config.clips)
-        for name, (measure, show) in SECTIONS.items():
+        for name in config.sections:
+            measure, show = SECTIONS[name]
             report[name] = measure(corpus, config)
             show(report[name])
     if config.json:

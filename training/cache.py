@@ -57,6 +57,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.util import Finalize
 from pathlib import Path
 from types import ModuleType
@@ -428,6 +429,8 @@ class CachedDataset(Dataset):
         transform: applied to each item after the cache, every time anew: random augmentation stays random.
         keep_disk: whether the disk part outlives the last process.
         memory_folder: a tmpfs.
+        readers: threads of each process that fetch the items of a DataLoader's batch, so that the latency of a network
+            disk is waited for once and not for each item; more than 1 only where `dataset` may be read by threads.
 
     Cached items come out of one read into a buffer of their own: arrays and tensors are writable, contiguous and views
     of that buffer. Workers may be forked or spawned; only parameters are pickled. Where a folder can't be made or
@@ -436,16 +439,19 @@ class CachedDataset(Dataset):
 
     COUNTERS = ("source_opens", "source_bytes", "memory_hits", "disk_hits", "damaged", "refused", "first_item_ns")
     _VALUES = struct.Struct(f"<{len(COUNTERS)}q")
-    _PARAMETERS = ("dataset", "transform", "key", "_places", "_keep_disk", "_token", "_started")
+    _PARAMETERS = ("dataset", "transform", "key", "_places", "_keep_disk", "_readers", "_token", "_started")
 
     def __init__(self, dataset: Dataset, key: str, memory_bytes: int, disk: str | os.PathLike | None = None,
                  disk_bytes: int = 0, *, transform: Callable | None = None, keep_disk: bool = True,
-                 memory_folder: str | os.PathLike = SHARED_MEMORY):
+                 memory_folder: str | os.PathLike = SHARED_MEMORY, readers: int = 1):
         _check_key(key)
+        if readers < 1:
+            raise ValueError(f"readers must be at least 1, got {readers}")
         if memory_bytes < 0 or disk_bytes < 0 or (disk is None) != (disk_bytes == 0):
             raise ValueError(f"got memory_bytes={memory_bytes}, disk={disk}, disk_bytes={disk_bytes}: limits must not "
                              "be negative, and disk needs disk_bytes > 0 and the other way round")
-        self.dataset, self.transform, self.key, self._keep_disk = dataset, transform, key, keep_disk
+        self.dataset, self.transform, self.key = dataset, transform, key
+        self._keep_disk, self._readers = keep_disk, readers
         self._places = [("memory", Path(memory_folder), int(memory_bytes))]
         self._places += [("disk", Path(disk), int(disk_bytes))] if disk is not None else []
         self._token, self._started = secrets.token_hex(8), time.monotonic_ns()
@@ -501,6 +507,13 @@ class CachedDataset(Dataset):
         item, amounts = self._look_up(index, repair=False) or self._fill(index)
         self._count(**amounts, first_item_ns=time.monotonic_ns() - self._started)
         return item if self.transform is None else self.transform(item)
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        """The items of a batch, as torch's DataLoader asks for them."""
+        if self._readers == 1 or len(indices) < 2:
+            return [self[index] for index in indices]
+        with ThreadPoolExecutor(min(self._readers, len(indices))) as pool:
+            return list(pool.map(self.__getitem__, indices))
 
     def _look_up(self, index: int, repair: bool) -> tuple[Any, dict[str, int]] | None:
         """The item and what to count for it, if a tier has it. Repairing removes what is damaged, under its lock."""

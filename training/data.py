@@ -149,7 +149,7 @@ def _group_near_duplicates(root: Path, rows: list[dict], distance: int = 5) -> N
         row["group"] = rows[leader[index]]["file"]
 
 
-def _assign_splits(rows: list[dict]) -> None:
+def assign_splits(rows: list[dict]) -> None:
     """Splits the groups of each concept by the order of their hashes, so that new items do not move old ones far."""
     pinned = {row["group"]: "train" for row in rows if row["source"] in TRAIN_ONLY}
     pinned |= {row["group"]: "test" for row in rows if row["source"] in TEST_ONLY}
@@ -173,7 +173,7 @@ def write_index(root: Path, path: Path = SPLITS_CSV) -> list[Item]:
     photos = _photos(root, concepts)
     _group_near_duplicates(root, photos)
     rows = photos + _sounds(root, concepts) + _panoramas(root)
-    _assign_splits(rows)
+    assign_splits(rows)
     names = list(Item.__dataclass_fields__)
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from avssl_ros import features
@@ -25,18 +26,25 @@ from training.mixing import (
 )
 
 NEGATIVES = ("silence", "white noise", "pink noise", "hum", "recorded background", "offscreen sound")
+MASK_SHAPE = (128, 256)  # of the areas of objects, an equirectangular grid
 SEPARATION = np.radians(45)  # smallest azimuth between two objects
 
 
 @dataclass(frozen=True)
 class PlacedObject:
-    """One object in the panorama: where its picture's centre is (radians) and the angle it spans vertically."""
+    """One object in the panorama.
+
+    Attributes:
+        azimuth, elevation: of its picture's centre, radians. height: the angle it spans vertically.
+        mask: (MASK_SHAPE) bool, what its picture covers of the sphere.
+    """
 
     concept: str
     azimuth: float
     elevation: float
     height: float
     sounds: bool
+    mask: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -134,8 +142,10 @@ class SceneGenerator:
             photo = self.collection.photo(choices[rng.integers(len(choices))])
             elevation, height = np.radians(rng.uniform(-15, 15)), np.radians(rng.uniform(25, 45))
             alpha = feathered_alpha(rng, *photo.shape[:2])
-            paste_on_sphere(panorama, photo, alpha, azimuth, elevation, height)
-            objects.append(PlacedObject(str(name), float(azimuth), float(elevation), float(height), index < sounding))
+            opacity = paste_on_sphere(panorama, photo, alpha, azimuth, elevation, height)
+            mask = cv2.resize(opacity, MASK_SHAPE[::-1], interpolation=cv2.INTER_AREA) > 0.5
+            placed = PlacedObject(str(name), float(azimuth), float(elevation), float(height), index < sounding, mask)
+            objects.append(placed)
         return panorama, tuple(objects)
 
     @staticmethod
