@@ -12,7 +12,7 @@ SUITABLE := import sys, platform; sys.exit(not ((3, 10) <= sys.version_info[:2] 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c '$(SUITABLE)' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
 
-.PHONY: help demo test test-all bench bench-localization train lint clean
+.PHONY: help demo test test-all bench bench-localization bench-latency bench-pipeline train train-small lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | column -t -s:
@@ -50,10 +50,34 @@ test-all: $(VENV)/.test-ready  ## every test
 bench-localization: $(VENV)/.test-ready  ## localization on generated scenes against chance and audio-free priors
 	$(BIN)/python benchmarks/localization.py --json benchmarks/out/localization.json
 
-bench: bench-localization  ## every claimed figure
+bench-latency: $(VENV)/.test-ready  ## one step beside other networks, by stages, and how its cost grows
+	$(BIN)/python benchmarks/latency.py --json benchmarks/out/latency.json --plot benchmarks/out/latency.png
+
+bench-pipeline: $(VENV)/.test-ready  ## packing and caching of clips beside other ways
+	$(BIN)/python benchmarks/data_pipeline.py --json benchmarks/out/data_pipeline.json
+
+bench: bench-localization bench-latency bench-pipeline  ## every claimed figure
 
 train: $(VENV)/.test-ready  ## retrain the shipped models (see training/train.py --help)
 	$(BIN)/python training/train.py
+
+# The whole way from material to a model on a robot. The full run takes about an hour on 2 cores; a smoke run (SMOKE=1)
+# takes minutes and only tries the way: its model has learned next to nothing.
+SMALL := runs/$(if $(SMOKE),smoke,small)
+WEIGHTS ?= ../shared/weights
+SMALL_CLIPS := --data None --clips.shards $(SMALL)/shards
+SMALL_SCENES := --least-photos 1 --least-sounds 1 --visible 3 --scenes $(if $(SMOKE),24,100)
+
+train-small: $(VENV)/.test-ready  ## corpus, prepare, pack, train, export, calibrate, evaluate, localize (SMOKE=1: in minutes)
+	$(BIN)/python training/corpus.py --output $(SMALL)/corpus --clips $(if $(SMOKE),120,1200)
+	$(BIN)/python training/prepare.py --collected $(SMALL)/corpus/collected.csv --output $(SMALL)/prepared
+	$(BIN)/python training/pack.py pack --prepared $(SMALL)/prepared --output $(SMALL)/shards
+	$(BIN)/python training/train.py --run $(SMALL)/run --weights $(WEIGHTS) $(SMALL_CLIPS) \
+	  $(if $(SMOKE),--steps 60 --align-steps 20 --scenes 4 --validation-scenes 12,--steps 2000)
+	$(BIN)/python training/export.py --run $(SMALL)/run --output $(SMALL)/models
+	$(BIN)/python training/calibrate.py --models $(SMALL)/models $(SMALL_CLIPS) $(SMALL_SCENES)
+	$(BIN)/python training/evaluate.py --models $(SMALL)/models $(SMALL_CLIPS) $(SMALL_SCENES) --json $(SMALL)/figures.json
+	$(BIN)/avssl localize demo/scene.mp4 --models $(SMALL)/models --output $(SMALL)/localized
 
 lint: $(VENV)/.test-ready  ## ruff
 	$(BIN)/ruff check .

@@ -13,8 +13,9 @@ cache        Two epochs of the same finished item, 1 frame and the spectrogram o
              shared memory (training/cache.py) of mp4 blobs, of JPEG frames and of the finished item itself, whose
              random window then stays that of the first epoch. One process, one item after another.
 slow-source  The first batch of a DataLoader, by a source with the latency and bandwidth of a network disk: through a
-             cache of finished items, and after all clips have been copied to the local disk. Every reader sleeps a latency an
-             access and its bytes over the bandwidth, on top of the real reading; readers do not slow one another.
+             cache of finished items, and after all clips have been copied to the local disk. Every reader sleeps a
+             latency an access and its bytes over the bandwidth, on top of the real reading; readers do not slow one
+             another.
 
 Figures are medians over the turns; copying is done once. All files are in the page cache, for all that is compared:
 but for the stated sleep this measures what a way costs the processor, not the disk. Caches are new in each turn and
@@ -435,8 +436,8 @@ def slow_source(corpus: Corpus, config: BenchmarkConfig) -> dict:
 
 def print_slow_source(found: dict) -> None:
     print(f"\nslow source: {found['latency'] * 1e3:g} ms an access and {found['bandwidth'] / 1e6:g} MB/s for one "
-          f"reader; {found['workers']} workers of {found['readers']} threads\n{found['clips']} clips of {found['bytes_per_clip'] / 1e3:.0f} kB: "
-          f"{found['made_clips']} made ones, repeated")
+          f"reader; {found['workers']} workers of {found['readers']} threads\n"
+          f"{found['clips']} clips of {found['bytes_per_clip'] / 1e3:.0f} kB: {found['made_clips']} made, repeated")
     print(f"{'first batch of ' + str(found['batch']):<26}{'copying s':>11}{'batch s':>9}{'together s':>12}"
           f"{'cache : this':>14}")
     cache = found["rows"]["through the cache"]["seconds"]

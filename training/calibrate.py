@@ -1,6 +1,7 @@
 """Fits the confidence of a model folder on generated scenes from validation items, and writes it into the manifest.
 
     python training/calibrate.py --models models --data ../shared/data
+    python training/calibrate.py --models small --data None --clips.shards shards
 
 Runs the localizer itself on scenes with one and two sounding objects and on negatives, collects the candidate regions
 of every sound with their features (avssl_ros/fusion.py: candidates) and whether they lie on an object that sounds, and
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -22,8 +23,9 @@ from tqdm import trange
 
 from avssl_ros import Localizer, fusion
 from avssl_ros.geometry import angle_between
-from training.data import read_concepts, read_items
-from training.mixing import Collection
+from training.clip_collection import ClipCollection, ClipsConfig
+from training.data import read_concepts
+from training.evaluate import make_collection
 from training.scenes import Scene, SceneGenerator
 
 RIGHT_WITHIN = np.radians(20)
@@ -35,7 +37,12 @@ class CalibrateConfig:
     """What to calibrate, on how many scenes."""
 
     models: Path = Path("models")
-    data: Path = Path("../shared/data")
+    data: Path | None = Path("../shared/data")  # folder with photos/, sounds/ and panoramas/; None: clips alone
+    clips: ClipsConfig = field(default_factory=ClipsConfig)
+    split: str = "validation"  # whose items scenes are made of; test items take no part
+    visible: int = 4  # objects in a scene
+    least_photos: int = 3  # a concept needs to take part
+    least_sounds: int = 1
     scenes: int = 300  # with sounding objects; as many negatives share half of that
     seed: int = 10
     source_publish: float = 0.3  # smallest confidence that `localize` reports
@@ -92,9 +99,8 @@ def fit(groups: list[tuple[np.ndarray, np.ndarray]], ridge: float = 1e-3) -> dic
 def calibrate(config: CalibrateConfig) -> dict:
     """Fits and writes the decision part of the manifest; returns it."""
     localizer = Localizer(config.models)
-    items, cache = read_items(split="validation"), Path("cache/sounds-validation.npz")
-    collection = Collection(items, config.data, read_concepts(), cache)
-    generator = SceneGenerator(collection, config.seed, least_photos=3, least_sounds=1)
+    collection = make_collection(config)
+    generator = SceneGenerator(collection, config.seed, config.visible, config.least_photos, config.least_sounds)
     groups, names = [], []
     for index in trange(config.scenes * 3 // 2, unit="scene", mininterval=5.0):
         if index < config.scenes:
@@ -104,6 +110,11 @@ def calibrate(config: CalibrateConfig) -> dict:
         new_groups, new_names = candidates(localizer, scene)
         groups += new_groups
         names += new_names
+    if isinstance(collection, ClipCollection):
+        collection.close()
+    if not groups:
+        raise ValueError(f"in none of {len(names)} sounds was anything found to calibrate on: the model says nothing "
+                         "yet; train it longer, or try more scenes")
     path = config.models / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["decision"] |= {"source": fit(groups), "unseen": fit(names),

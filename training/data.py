@@ -83,6 +83,23 @@ def read_items(kind: str | None = None, split: str | None = None, path: Path = S
     return [item for item in items if kind in (None, item.kind) and split in (None, item.split)]
 
 
+def read_more_sounds(folder: Path) -> list[Item]:
+    """Further recordings to train on: the rows of `folder`/index.csv, all of the train split.
+
+    Its columns are file (within the folder), concept (of concepts.csv, or "background") and, for the model card,
+    source_repo and licence. Raises FileNotFoundError without the table, ValueError where a concept is unknown.
+    """
+    table, known = folder / "index.csv", {concept.name for concept in read_concepts()} | {BACKGROUND}
+    if not table.exists():
+        raise FileNotFoundError(f"{table} is missing: wanted is a table of recordings with the columns file and concept")
+    rows = _rows(table)
+    unknown = sorted({row["concept"] for row in rows} - known)
+    if unknown:
+        raise ValueError(f"{table} names concepts that {CONCEPTS_CSV} has not: {unknown}")
+    return [Item("sound", str((folder / row["file"]).resolve()), row["concept"], (), "train",
+                 row.get("group", row["file"]), row.get("source_repo", ""), row.get("licence", "")) for row in rows]
+
+
 def _rows(path: Path) -> list[dict]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))

@@ -238,8 +238,8 @@ def print_positive(task: str, rows: dict) -> None:
         print(f"{name:<13}{r['right_object']:5.0%} [{low:.0%}, {high:.0%}]".ljust(31)
               + f"{r['recall_20']:6.0%}   {r['precision_20']:5.0%}  {r['f_20']:5.0%}  "
               + f"{r['median_error_deg']:5.1f} [{e_low:.1f}, {e_high:.1f}]".ljust(21)
-              + f"{r['ciou_50']:5.0%}  {r['ciou_auc']:5.3f}   {r['number_right']:5.0%}     {r['answered']:5.0%}  {label}"
-              + f"  {r['ms']:6.1f}")
+              + f"{r['ciou_50']:5.0%}  {r['ciou_auc']:5.3f}   {r['number_right']:5.0%}     {r['answered']:5.0%}"
+              + f"  {label}  {r['ms']:6.1f}")
 
 
 def print_negative(rows: dict) -> None:
@@ -268,8 +268,8 @@ class EvaluateConfig:
     json: Path | None = None  # also write the figures here
 
 
-def make_collection(config: EvaluateConfig) -> Collection | ClipCollection:
-    """The held-out items. Raises FileNotFoundError where there are none."""
+def make_collection(config) -> Collection | ClipCollection:
+    """The items of a configuration's data, clips and split. Raises FileNotFoundError where there are none."""
     concepts, base = read_concepts(), None
     if config.data is not None:
         if not config.data.is_dir():

@@ -1,6 +1,7 @@
 """Makes the model folder that the runtime loads of a training run.
 
     python training/export.py --run runs/first --output models
+    python training/export.py --run runs/audio --visual-from models --output models     # another audio encoder alone
 
 Checks ONNX Runtime against torch on random and real-sized inputs (largest difference 1e-4) and refuses to write
 otherwise. The decision thresholds are those of `training/calibrate.py`, which is run on the new folder afterwards;
@@ -25,14 +26,16 @@ import torch
 
 from avssl_ros import features
 from avssl_ros.clustering import NEUTRAL_DECISION
-from avssl_ros.encoders import FORMAT
+from avssl_ros.encoders import FORMAT, read_manifest
+from training.clip_collection import ClipsConfig
 from training.data import read_concepts
+from training.discover import discover
 from training.mixing import SECONDS, SIZE
 from training.networks import VISUAL_STRIDE, prototypes
 from training.train import Encoders
 
 TOLERANCE = 1e-4
-PLACES = ("data", "weights", "cache", "run", "command")  # where things lay on the machine of the run: not of the model
+PLACES = ("data", "more_sounds", "weights", "cache", "run", "command")  # where things lay on the machine of the run: not of the model
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class ExportConfig:
 
     run: Path = Path("runs/first")  # folder with checkpoint.pt and config.json
     audio_run: Path | None = None  # another run: the audio encoder is the mean of both
+    visual_from: Path | None = None  # model folder whose visual encoder is kept: `run` trained the audio encoder alone
+    view_size: int = SIZE  # pixels of a view at run time; a larger one sees more and costs more
+    kinds: int = 48  # of sound at most, of a run on clips without labels (training/discover.py)
     output: Path = Path("models")  # model folder; its files are replaced
 
 
@@ -52,6 +58,8 @@ def load_average(run: Path) -> tuple[Encoders, dict, int]:
     prefix = "module."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
     described = {key: value for key, value in {**config, **provenance}.items() if key not in PLACES}
+    if "clips" in described:
+        described["clips"] = {key: value for key, value in described["clips"].items() if key in ("labels", "decoder")}
     return model.eval(), described, state["step"]
 
 
@@ -91,6 +99,9 @@ def export(config: ExportConfig) -> Path:
                              f"{audio_run['dimensions']}: encoders of one model need the same space")
         model.audio.load_state_dict(mean_weights(model.audio.state_dict(), other.audio.state_dict()))
         run = {**run, "audio_run": {**audio_run, "step": audio_step}}
+    if config.view_size % 32 or not 64 <= config.view_size <= 1024:
+        raise ValueError(f"view_size must be a multiple of 32 from 64 to 1024, got {config.view_size}")
+    labels, frame = named_prototypes(model, config, run["dimensions"])
     frames = int(SECONDS * features.SAMPLE_RATE - 1) // features.HOP + 1
     parts = {
         "visual": (model.visual, "views", {0: "views", 1: "height", 2: "width"}, _views(4, SIZE, SIZE),
@@ -99,7 +110,10 @@ def export(config: ExportConfig) -> Path:
                   [_log_mels(1, frames), _log_mels(2, frames), _log_mels(1, 2 * frames)]),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        hashes = {}
+        hashes, trained = {}, {**run, "step": step}
+        if config.visual_from is not None:
+            hashes["visual"], trained = _keep_visual(config.visual_from, Path(folder), trained)
+            del parts["visual"]
         for name, (module, input_name, dynamic, example, inputs) in parts.items():
             path = Path(folder) / f"{name}.onnx"
             _export(module, example, input_name, dynamic, path)
@@ -110,7 +124,7 @@ def export(config: ExportConfig) -> Path:
                 )
             hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
             print(f"{name}: {path.stat().st_size / 1e6:.1f} MB, largest difference from torch {difference:.1e}")
-        manifest = _manifest(model, run, step, hashes)
+        manifest = _manifest(model, trained, hashes, labels, frame, config.view_size)
         (Path(folder) / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         config.output.mkdir(parents=True, exist_ok=True)
         for name in ("visual.onnx", "audio.onnx", "manifest.json"):
@@ -118,20 +132,40 @@ def export(config: ExportConfig) -> Path:
     return config.output
 
 
-def _manifest(model: Encoders, run: dict, step: int, hashes: dict[str, str]) -> dict:
-    concepts = read_concepts()
-    frame = prototypes(len(concepts), run["dimensions"]).numpy()
+def named_prototypes(model: Encoders, config: ExportConfig, dimensions: int) -> tuple[list[str], np.ndarray]:
+    """Labels and prototypes (C, D): of the concepts, or what the run has found in clips without labels."""
+    run = json.loads((config.run / "config.json").read_text())
+    clips = run.get("clips", {})
+    if run["data"] not in (None, "None") or clips.get("labels", True):
+        concepts = read_concepts()
+        return [concept.label for concept in concepts], prototypes(len(concepts), dimensions).numpy()
+    clips = {name: Path(value) if name in ("shards", "disk") and value else value for name, value in clips.items()}
+    return discover(model.audio, ClipsConfig(**clips), config.kinds)
+
+
+def _keep_visual(models: Path, folder: Path, trained: dict) -> tuple[str, dict]:
+    """Copies the visual encoder of a model folder; returns its hash and the joint description of both trainings."""
+    kept = read_manifest(models)
+    if kept["dimensions"] != trained["dimensions"]:
+        raise ValueError(f"{models} has {kept['dimensions']} dimensions and the run {trained['dimensions']}: encoders "
+                         "of one model need the same space")
+    shutil.copy(models / kept["visual"]["file"], folder / "visual.onnx")
+    described = {key: value for key, value in kept["training"].items() if key != "audio_run"}
+    return kept["visual"]["sha256"], {**described, "audio_run": trained}
+
+
+def _manifest(model: Encoders, trained: dict, hashes: dict[str, str], labels: list[str], frame, view_size: int) -> dict:
     return {
         "format": FORMAT,
-        "dimensions": run["dimensions"],
-        "visual": {"file": "visual.onnx", "sha256": hashes["visual"], "size": SIZE, "stride": VISUAL_STRIDE,
+        "dimensions": trained["dimensions"],
+        "visual": {"file": "visual.onnx", "sha256": hashes["visual"], "size": view_size, "stride": VISUAL_STRIDE,
                    "parameters": sum(p.numel() for p in model.visual.parameters())},
         "audio": {"file": "audio.onnx", "sha256": hashes["audio"], "seconds": SECONDS, "stride": features.PATCH,
                   "sample_rate": features.SAMPLE_RATE, "hop": features.HOP, "mels": features.N_MELS,
                   "parameters": sum(p.numel() for p in model.audio.parameters())},
         "decision": NEUTRAL_DECISION,
-        "training": {**run, "step": step},
-        "labels": [concept.label for concept in concepts],
+        "training": trained,
+        "labels": labels,
         "prototypes": [[round(float(x), 5) for x in row] for row in frame],
     }  # fmt: skip
 

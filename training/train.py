@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from training import losses
 from training.clip_collection import ClipCollection, ClipsConfig
-from training.data import Concept, read_concepts, read_items
+from training.data import Concept, read_concepts, read_items, read_more_sounds
 from training.mixing import Collection, MixConfig, SceneMixer
 from training.networks import AudioEncoder, VisualEncoder, depthwise_in_float32, freeze_norms, prototypes
 from training.pictures import scene_picture
@@ -57,6 +57,7 @@ class TrainConfig:
     """Everything a run depends on."""
 
     data: Path | None = Path("../shared/data")  # folder with photos/, images/, sounds/, esc10/, panoramas/; None: clips
+    more_sounds: Path | None = None  # folder with index.csv (file, concept) of further recordings to train on
     weights: Path = Path("../shared/weights")  # folder with mn04_as_mAP_432.pt and audioset_527_labels.csv
     run: Path = Path("runs/first")  # output folder; an interrupted run in it is resumed
     cache: Path = Path("cache")  # decoded recordings, made once
@@ -274,6 +275,19 @@ def build(config: TrainConfig) -> tuple[Encoders, torch.optim.Optimizer]:
     return model, make_optimizer(model, config)
 
 
+def moving_average(decay: float):
+    """Exponential moving average of weights for AveragedModel; it follows faster at first, so that the weights that
+    training started from do not outweigh a short run."""
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
+        share = 1.0 - min(decay, (1.0 + count.item()) / (10.0 + count.item()))
+        for mean, value in zip(averaged, current):
+            if mean.is_floating_point():
+                mean.lerp_(value.to(mean.dtype), share)
+            else:
+                mean.copy_(value)
+    return update
+
+
 def make_optimizer(model: Encoders, config: TrainConfig) -> torch.optim.Optimizer:
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     heads = [parameter for name, parameter in trained if ".head." in name]
@@ -309,8 +323,10 @@ def make_collection(config: TrainConfig, split: str) -> Collection | ClipCollect
     """What scenes of one split are mixed from: photographs and recordings, clips, or both."""
     concepts, base = concepts_of(config), None
     if config.data is not None:
-        cache = config.cache / f"sounds-{split}.npz"
-        base = Collection(read_items(split=split), config.data, concepts, cache)
+        items, cache = read_items(split=split), config.cache / f"sounds-{split}.npz"
+        if config.more_sounds is not None and split == "train":
+            items += read_more_sounds(config.more_sounds)
+        base = Collection(items, config.data, concepts, cache)
     if config.clips.shards is not None:
         return ClipCollection(config.clips, split, concepts, base)
     if base is None:
@@ -358,8 +374,7 @@ def train(config: TrainConfig) -> dict[str, float]:
     """Runs the training to its end and returns the last validation metrics (rank 0; empty on other ranks)."""
     fabric = make_fabric(config)
     model, optimizer = build(config)
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=moving_average(config.ema), use_buffers=True)
     # Before the run folder is made: missing data must leave nothing behind.
     collections = {split: make_collection(config, split) for split in (config.split, "validation")}
     validation = _loader(config, collections["validation"], 1, 0, config.validation_scenes)
@@ -443,6 +458,9 @@ def arguments_of_file(path: Path) -> list[str]:
             option = f"{prefix}{name}".replace("_", "-")
             if isinstance(value, dict):
                 arguments += flat(value, f"{option}.")
+            elif isinstance(value, bool):
+                head, dot, tail = option.rpartition(".")
+                arguments.append(f"--{head}{dot}{'' if value else 'no-'}{tail}")
             else:
                 arguments += [f"--{option}", *(map(str, value) if isinstance(value, list) else [str(value)])]
         return arguments

@@ -239,6 +239,14 @@ def test_two_jobs_with_two_workers_each_read_every_item_once_in_two_epochs(tmp_p
     assert Clips(tmp_path / "log").opens() == 40
 
 
+def test_two_ranks_of_torchrun_with_two_workers_each_read_every_item_once_in_two_epochs(tmp_path, key):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run([*launcher, __file__, tmp_path, key], env=environment, timeout=120, capture_output=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert Clips(tmp_path / "log").opens() == 40
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_the_end_of_a_worker_leaves_the_cache_and_the_end_of_its_owner_removes_it(method, clips, key):
     cached = CachedDataset(clips, key, MB)
@@ -666,6 +674,20 @@ def test_the_command_line_lists_caches_and_clears_what_no_process_uses(clips, me
     assert list((tmp_path / "disk").iterdir()) == [] and clips.right(0, cached[0])
 
 
+def test_the_readers_of_a_batch_wait_for_the_source_together(tmp_path, memory):
+    """Eight items whose source has a latency of 0.2 s: one after another they would take 1.6 s."""
+    clips = Clips(tmp_path / "log", count=8, seconds=0.2)
+    cached = CachedDataset(clips, "readers", MB, memory_folder=memory, readers=8)
+    loader = DataLoader(cached, batch_size=8, collate_fn=list)
+    started = time.perf_counter()
+    (batch,) = loader
+    assert time.perf_counter() - started < 1.0
+    assert [clips.right(index, item) for index, item in enumerate(batch)] == [True] * 8
+    assert clips.opens() == 8 and cached.counters()["source_opens"] == 8
+    (again,) = loader
+    assert clips.opens() == 8 and [item["name"] for item in again] == [item["name"] for item in batch]
+
+
 def test_wrong_limits_and_keys_say_what_is_wanted(clips, tmp_path):
     for options in ({"memory_bytes": -1}, {"memory_bytes": 1, "disk": tmp_path}, {"memory_bytes": 1, "disk_bytes": 5}):
         with pytest.raises(ValueError, match="disk needs disk_bytes > 0"):
@@ -682,4 +704,4 @@ def test_a_dataset_that_knows_the_bytes_of_an_item_has_them_counted(clips, memor
 
 
 if __name__ == "__main__":
-    job(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    job(Path(sys.argv[1]), sys.argv[2], int(os.environ["LOCAL_RANK"] if len(sys.argv) == 3 else sys.argv[3]))

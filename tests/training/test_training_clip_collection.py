@@ -16,15 +16,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_training_clips import chirp, clock_mp4, frame_numbers, sample_shift  # noqa: E402
 from test_training_pack import flip, prepare  # noqa: E402
 
-from avssl_ros import features  # noqa: E402
-from training import losses  # noqa: E402
+from avssl_ros import Localizer, features  # noqa: E402
+from training import export, losses  # noqa: E402
 from training.clip_collection import ClipCollection, ClipsConfig, concept_of_label  # noqa: E402
 from training.data import read_concepts  # noqa: E402
 from training.mixing import MixConfig, SceneMixer, covering, seam, tiles  # noqa: E402
 from training.networks import prototypes  # noqa: E402
 from training.pack import Pack, pack  # noqa: E402
 from training.scenes import SceneGenerator  # noqa: E402
-from training.train import TrainConfig, loss_terms, total_loss, train  # noqa: E402
+from training.train import TrainConfig, loss_terms, read_configuration, total_loss, train  # noqa: E402
 
 pytestmark = pytest.mark.train
 FPS, RATE = 15, 32000
@@ -241,3 +241,13 @@ def test_a_run_on_clips_alone(tmp_path, labels):
     assert np.isnan(metrics["named"]) != labels and 0 <= metrics["gate_sound"] <= 1
     line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
     assert ("audio_video" in line) != labels and np.isfinite(line["loss"])
+    assert read_configuration(["--config", str(tmp_path / "run" / "config.json")]) == config
+    models = export.export(export.ExportConfig(tmp_path / "run", output=tmp_path / "models", view_size=256))
+    localizer = Localizer(models)
+    assert localizer.encoders.size == 256 and str(tmp_path) not in (models / "manifest.json").read_text()
+    if labels:
+        assert len(localizer.labels) == len(CONCEPTS)
+    else:  # three clips: at most two kinds, called by what their list says
+        assert 1 <= len(localizer.labels) <= 2 and set(localizer.labels) <= {"dog barking", "violin", "train"}
+        np.testing.assert_allclose(np.linalg.norm(localizer.prototypes, axis=1), 1, atol=1e-3)
+    assert localizer.localize(np.zeros((128, 256, 3), np.uint8), np.zeros(32000), 32000).active is False

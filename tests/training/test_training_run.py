@@ -101,6 +101,17 @@ def test_the_export_is_what_torch_computes_and_the_runtime_loads_it(run, tmp_pat
     assert Localizer(tmp_path / "models").manifest["training"]["step"] == 4
 
 
+def test_an_audio_encoder_alone_joins_the_visual_one_of_a_model_folder(run, tmp_path):
+    whole = export.export(export.ExportConfig(run=run[0].run, output=tmp_path / "whole"))
+    other = replace(run[0], run=tmp_path / "audio", seed=3, mix=replace(run[0].mix, views=0))
+    train(other)
+    joined = export.export(export.ExportConfig(other.run, visual_from=whole, output=tmp_path / "joined"))
+    assert (joined / "visual.onnx").read_bytes() == (whole / "visual.onnx").read_bytes()
+    assert (joined / "audio.onnx").read_bytes() != (whole / "audio.onnx").read_bytes()
+    training = Localizer(joined).manifest["training"]
+    assert training["step"] == 4 and training["mix"]["views"] == 2 and training["audio_run"]["mix"]["views"] == 0
+
+
 def test_an_export_that_differs_is_not_written(run, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", 0.0)
     with pytest.raises(ValueError, match="differs from torch"):
