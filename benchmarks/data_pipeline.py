@@ -57,6 +57,8 @@ from training.pack import NEEDED, Pack, Shards, pack
 SIZE, FPS, DURATION, RATE = 256, 15, 10, 32000
 RAW_CLIPS = 10  # of which raw frames are stored
 MEMORY = Path("/dev/shm")
+CORPUS_HOURS = 160  # of the work this project follows
+CORPUS_CLIPS = CORPUS_HOURS * 3600 // DURATION
 ITEM_SECONDS = 3.0  # of a finished item's spectrogram
 CACHE_BYTES = 1 << 32  # more than any cache here fills
 
@@ -335,11 +337,14 @@ def caches(corpus: Corpus, config: BenchmarkConfig) -> dict:
 
 def print_caches(found: dict) -> None:
     print(f"\n{found['clips']} clips, an item of 1 frame and {ITEM_SECONDS:g} s of spectrogram; epochs 1 and 2")
-    print(f"{'cache':<16}{'items/s 1':>11}{'items/s 2':>11}{'2 : 1':>8}{'kB a clip':>11}{'opens 1':>9}{'opens 2':>9}")
+    print(f"{'cache':<16}{'items/s 1':>11}{'items/s 2':>11}{'2 : 1':>8}{'kB a clip':>11}{'opens 1':>9}{'opens 2':>9}"
+          f"{f'{CORPUS_HOURS} h, GB':>12}{'h an epoch':>12}")
     for name, row in found["rows"].items():
         first, second = row["items_per_second"]
         print(f"{name:<16}{first:>11.1f}{second:>11.1f}{row['second_to_first']:>8.1f}"
-              f"{row['bytes_per_clip'] / 1e3:>11.0f}{row['source_opens'][0]:>9}{row['source_opens'][1]:>9}")
+              f"{row['bytes_per_clip'] / 1e3:>11.0f}{row['source_opens'][0]:>9}{row['source_opens'][1]:>9}"
+              f"{row['bytes_per_clip'] * CORPUS_CLIPS / 1e9:>12.1f}{CORPUS_CLIPS / second / 3600:>12.2f}")
+    print(f"{CORPUS_HOURS} h are {CORPUS_CLIPS} clips of {DURATION} s; hours of one process for a second epoch of them")
     print_bars(found)
 
 

@@ -140,6 +140,8 @@ def figures(recorder: Recorder, seconds: float, rate: float, width: int) -> dict
     p50, p95 = np.percentile(latency, [50, 95])
     # The node keeps only the newest image: one that a newer one replaced while it was busy was not accepted.
     accepted = recorder.counters["received"] - recorder.counters["dropped"]
+    # DDS may connect the node to the player before it connects this program: what came then cannot be compared.
+    before = {stamp for stamp in answers if stamp < min(stamps)}
     return {
         "seconds": seconds,
         "image_width": width,
@@ -150,7 +152,8 @@ def figures(recorder: Recorder, seconds: float, rate: float, width: int) -> dict
         "answers": len(answers),
         "answered_of_accepted": round(len(answers) / max(1, accepted), 4),
         "answered_of_published": round(len(answers & stamps) / len(stamps), 4),
-        "answers_with_a_foreign_stamp": len(answers - stamps),
+        "answers_before_the_first_image_seen_here": len(before),
+        "answers_with_a_foreign_stamp": len(answers - stamps - before),
         "maps": len(recorder.maps),
         "marker_messages": recorder.marker_messages,
         "sources_published": recorder.sources_seen,

@@ -91,7 +91,7 @@ def read_more_sounds(folder: Path) -> list[Item]:
     """
     table, known = folder / "index.csv", {concept.name for concept in read_concepts()} | {BACKGROUND}
     if not table.exists():
-        raise FileNotFoundError(f"{table} is missing: wanted is a table of recordings with the columns file and concept")
+        raise FileNotFoundError(f"{table} is missing: wanted is a table of recordings, columns file and concept")
     rows = _rows(table)
     unknown = sorted({row["concept"] for row in rows} - known)
     if unknown:

@@ -35,7 +35,8 @@ from training.networks import VISUAL_STRIDE, prototypes
 from training.train import Encoders
 
 TOLERANCE = 1e-4
-PLACES = ("data", "more_sounds", "weights", "cache", "run", "command")  # where things lay on the machine of the run: not of the model
+# Where things lay on the machine of the run: not of the model.
+PLACES = ("data", "more_sounds", "weights", "cache", "run", "command")
 
 
 @dataclass(frozen=True)
