@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 
 from training import losses  # noqa: E402
 from training.networks import AudioEncoder, PatchHead, prototypes  # noqa: E402
+from training.train import moving_average  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -100,3 +101,19 @@ def test_the_audio_trunk_is_the_published_tagger():
             hidden = torch.nn.functional.hardswish(encoder.hidden(pooled))[..., 0, 0]
         scores = (hidden @ state["classifier.5.weight"].T + state["classifier.5.bias"])[0].numpy()
         assert name in [names[index] for index in np.argsort(-scores)[:5]], folder
+
+
+def test_the_moving_average_forgets_the_start_within_a_short_run_and_is_slow_after_a_long_one():
+    module = torch.nn.Linear(1, 1, bias=False)
+    module.weight.data.fill_(0.0)
+    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=moving_average(0.998))
+    average.update_parameters(module)  # the first call copies
+    module.weight.data.fill_(1.0)
+    for _ in range(60):
+        average.update_parameters(module)
+    assert average.module.weight.item() > 0.95  # a fixed decay of 0.998 would be at 0.11
+    for _ in range(10000):
+        average.update_parameters(module)
+    module.weight.data.fill_(2.0)
+    average.update_parameters(module)
+    assert average.module.weight.item() == pytest.approx(1.002, abs=1e-4)
