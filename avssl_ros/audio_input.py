@@ -12,7 +12,14 @@ the source was given. `read_audio` and `SoundFile` read any file PyAV opens with
 
 from __future__ import annotations
 
+import ctypes.util
+import importlib.util
+import json
+import os
+import select
 import struct
+import subprocess
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -23,8 +30,12 @@ from pathlib import Path
 import av
 import numpy as np
 
+from avssl_ros import microphone_process
+from avssl_ros.microphone_process import BlockReader, ProtocolError
+
 BUFFER_SECONDS = 10.0
 MAX_CLOCK_JITTER = 0.1  # seconds between a block's stated and expected time that still count as continuous
+LIST_SECONDS = 10.0  # a sound system that takes longer hangs
 MAX_FILE_SAMPLES = 400_000_000  # 1.6 GB as float32: 2.3 h at 48 kHz
 
 
@@ -109,12 +120,14 @@ class AudioStatus:
         detail: one sentence for a person: which device, or what is wrong and what to do.
         overflows: how often the system dropped samples because this process was too slow.
         last_time: capture time of the newest sample in seconds, None before the first.
+        restarts: how often a device that was open stopped delivering sound and was opened anew.
     """
 
     state: str
     detail: str
     overflows: int
     last_time: float | None
+    restarts: int = 0
 
 
 class AudioSource(ABC):
@@ -140,44 +153,132 @@ class AudioSource(ABC):
     def status(self) -> AudioStatus: ...
 
 
-def _import_sounddevice():
-    """The sounddevice module, or AudioDeviceError: it needs the system library PortAudio, which pip does not bring."""
-    try:
-        import sounddevice
-    except OSError as error:
+def _check_portaudio() -> None:
+    """AudioDeviceError where sounddevice or PortAudio, the system library that pip does not bring, are missing.
+
+    Neither is loaded: that happens in the recording process only, because loading it already looks for devices.
+    """
+    if importlib.util.find_spec("sounddevice") is None:
+        raise AudioDeviceError("the microphone needs the Python package sounddevice: 'pip install sounddevice'.")
+    if ctypes.util.find_library("portaudio") is None:
         raise AudioDeviceError(
-            f"the microphone needs the PortAudio library, which is not installed ({error}). "
+            "the microphone needs the PortAudio library, which is not installed. "
             "Install it with 'sudo apt install libportaudio2', or use a sound file instead."
-        ) from error
-    except ImportError as error:
-        raise AudioDeviceError(
-            f"the microphone needs the Python package sounddevice ({error}): 'pip install sounddevice'."
-        ) from error
-    return sounddevice
+        )
+
+
+def _process_arguments(job: str, **details) -> list[str]:
+    """The command line of microphone_process.py."""
+    job = json.dumps({"do": job, "parent": os.getpid(), **details})
+    return [sys.executable, microphone_process.__file__, job]
 
 
 def list_devices() -> list[dict]:
-    """The sound inputs there are: dicts of index, name, channels, sample_rate (Hz), default (bool).
+    """The sound inputs there are now: dicts of index, name, channels, sample_rate (Hz), default (bool).
 
-    Raises AudioDeviceError without PortAudio. PortAudio looks for devices once per process.
+    Raises AudioDeviceError without PortAudio, or where the sound system does not answer.
     """
-    sounddevice = _import_sounddevice()
-    default = sounddevice.default.device[0]
-    return [
-        {
-            "index": device["index"],
-            "name": device["name"],
-            "channels": device["max_input_channels"],
-            "sample_rate": int(round(device["default_samplerate"])),
-            "default": device["index"] == default,
-        }
-        for device in sounddevice.query_devices()
-        if device["max_input_channels"] > 0
-    ]
+    _check_portaudio()
+    try:
+        result = subprocess.run(
+            _process_arguments("list"), stdin=subprocess.DEVNULL, capture_output=True, timeout=LIST_SECONDS
+        )
+        said = BlockReader().feed(result.stdout)[0].said()
+        if "inputs" not in said:
+            raise AudioDeviceError(said["problem"])
+        return said["inputs"]
+    except subprocess.TimeoutExpired as error:
+        raise AudioDeviceError(
+            f"the sound system gave no list of its devices for {LIST_SECONDS:g} s. "
+            "Does the sound server hang? Restart it ('systemctl --user restart pipewire' or 'pulseaudio --kill')."
+        ) from error
+    except (ProtocolError, LookupError) as error:
+        raise AudioDeviceError(f"the list of sound inputs cannot be read: {_last_words(result.stderr)}") from error
+
+
+def _last_words(errors: bytes) -> str:
+    """The last line of what a process wrote to standard error, "no message" where it wrote none."""
+    lines = errors.decode(errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else "no message"
+
+
+class _RecordingError(Exception):
+    """The recording process is of no more use. Arguments: why, and the sound inputs there are where that is known."""
+
+    def __init__(self, reason: str, inputs: list[dict] | None = None):
+        super().__init__(reason)
+        self.inputs = inputs
+
+
+class _RecordingProcess:
+    """A running microphone_process.py and the pipes from it. Raises OSError where the system starts no more processes.
+
+    The process ends with the thread that makes this object, which must therefore be the one that reads.
+    """
+
+    GRACE_SECONDS = 0.3  # between SIGTERM and SIGKILL
+    KEPT_ERROR_BYTES = 4096
+
+    def __init__(self, device: str | int | None, sample_rate: float | None):
+        self._process = subprocess.Popen(
+            _process_arguments("record", device=device, sample_rate=sample_rate),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+        )
+        self._output, self._errors = self._process.stdout.fileno(), self._process.stderr.fileno()
+        self._poll = select.poll()
+        for pipe in (self._output, self._errors):
+            self._poll.register(pipe, select.POLLIN)
+        self._reader = BlockReader()
+        self._last_errors = b""
+
+    def read(self, timeout: float) -> list[microphone_process.Block]:
+        """The blocks that have come, after at most `timeout` seconds. Raises _RecordingError at the end of them."""
+        blocks = []
+        for pipe, _ in self._poll.poll(1000 * timeout):
+            data = os.read(pipe, 1 << 16)
+            if pipe == self._errors:  # read also where nobody wants it: a full pipe would stop the process
+                self._last_errors = (self._last_errors + data)[-self.KEPT_ERROR_BYTES :]
+                if not data:
+                    self._poll.unregister(pipe)
+            elif not data:
+                raise _RecordingError(f"the recording process {self._how_it_ended()}")
+            else:
+                try:
+                    blocks = self._reader.feed(data)
+                except ProtocolError as error:
+                    raise _RecordingError(f"the recording process is not understood: {error}") from error
+        return blocks
+
+    def _how_it_ended(self) -> str:
+        try:
+            status = self._process.wait(self.GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "closed its output"
+        return f"was ended by signal {-status}" if status < 0 else f"ended: {_last_words(self._last_errors)}"
+
+    def end(self) -> None:
+        """End the process, by force where it hangs, and leave no zombie."""
+        self._process.terminate()
+        try:
+            self._process.wait(self.GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            try:
+                self._process.wait(self.GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass  # it waits within a driver; subprocess collects it when it starts another process
+        self._process.stdout.close()
+        self._process.stderr.close()
 
 
 class Microphone(AudioSource):
     """A sound input of this machine, first channel, that survives its removal and comes back by itself.
+
+    It is recorded by a process of its own (microphone_process.py), which is killed and replaced when it ends or falls
+    silent, whatever PortAudio and the sound server do.
 
     Args:
         device: name or part of it, or index; None is the system's default. An index is only used to find the name,
@@ -186,15 +287,17 @@ class Microphone(AudioSource):
         clock: gives the time in seconds that samples are stamped with.
 
     Raises AudioDeviceError at once where PortAudio is missing. A device that is absent is no exception, as it may be
-    plugged in later: `status()` says "absent" and what to do, and a watchdog keeps trying. Reopening resets PortAudio
-    for the whole process (sounddevice#125), so keep one Microphone per process.
+    plugged in later: `status()` says "absent" and what to do, and it is tried again and again.
     """
 
-    STALE_SECONDS = 1.0  # without a callback for so long, the stream counts as dead
+    START_SECONDS = 2.0  # how long `start()` waits for word of the device
+    OPEN_SECONDS = 8.0  # opening that takes longer hangs
+    STALE_SECONDS = 1.0  # without a block for so long, the recording counts as dead
     FIRST_SOUND_SECONDS = 5.0  # a freshly opened one gets longer: PulseAudio may take 2 s to its first block
-    CHECK_SECONDS = 0.2
+    CHECK_SECONDS = 0.1
     FIRST_RETRY_SECONDS = 0.5
-    MAX_RETRY_SECONDS = 5.0
+    MAX_RETRY_SECONDS = 2.0
+    STOP_SECONDS = 2.0
 
     def __init__(
         self,
@@ -202,115 +305,113 @@ class Microphone(AudioSource):
         sample_rate: float | None = None,
         clock: Callable[[], float] = time.time,
     ):
-        self._sounddevice = _import_sounddevice()
+        _check_portaudio()
         self._device = device
-        self._wanted_rate = sample_rate
+        self._wanted_rate = None if sample_rate is None else float(sample_rate)
         self._clock = clock
         self.buffer = AudioBuffer(sample_rate or 48000)
-        self._stream = None
-        self._opened_at = 0.0
-        self._last_callback: float | None = None
-        self._overflows = 0
-        self._detail = "not started"
+        self._overflows = self._restarts = 0
+        self._name = ""  # of the device that is open, with its rate
+        self._condition = ("absent", "not started")  # state and detail, replaced together
+        self._has_word = threading.Event()  # the device is open, or is known not to be there
         self._stopping = threading.Event()
-        self._watchdog: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Open the device and begin to record; without a device, keep trying in the background."""
-        if self._watchdog is not None:
+        if self._thread is not None:
             return
         self._stopping.clear()
-        self._reopen()
-        self._watchdog = threading.Thread(target=self._watch, name="microphone-watchdog", daemon=True)
-        self._watchdog.start()
+        self._has_word.clear()
+        self._condition = ("absent", "the microphone is being opened")
+        self._thread = threading.Thread(target=self._record, name="microphone", daemon=True)
+        self._thread.start()
+        self._has_word.wait(self.START_SECONDS)
 
     def stop(self) -> None:
         """Close the device; `start()` opens it again."""
         self._stopping.set()
-        if self._watchdog is not None:
-            self._watchdog.join(timeout=10.0)
-            self._watchdog = None
-        self._close()
-        self._detail = "not started"
+        if self._thread is not None:
+            self._thread.join(timeout=self.STOP_SECONDS)
+            self._thread = None
+        self._condition = ("absent", "not started")
 
     def status(self) -> AudioStatus:
-        if self._stream is None:
-            state, detail = "absent", self._detail
-        elif self._last_callback is None:
-            state, detail = "stale", f"{self._detail} is open, no sound has arrived yet"
-        elif not self._is_alive():
-            state, detail = "stale", f"{self._detail} stopped delivering sound"
-        else:
-            state, detail = "ok", self._detail
-        return AudioStatus(state, detail, self._overflows, self.buffer.latest)
+        state, detail = self._condition
+        return AudioStatus(state, detail, self._overflows, self.buffer.latest, self._restarts)
 
-    def _is_alive(self) -> bool:
-        if self._last_callback is None:
-            silent_since, limit = self._opened_at, self.FIRST_SOUND_SECONDS
-        else:
-            silent_since, limit = self._last_callback, self.STALE_SECONDS
-        return self._stream is not None and time.monotonic() - silent_since < limit
-
-    def _watch(self) -> None:
+    def _record(self) -> None:
+        """The thread: one recording process after the other."""
         retry = self.FIRST_RETRY_SECONDS
-        while not self._stopping.wait(self.CHECK_SECONDS if self._is_alive() else retry):
-            if self._is_alive():
+        while not self._stopping.is_set():
+            if self._record_once():
                 retry = self.FIRST_RETRY_SECONDS
-            else:
-                if self._stream is not None:
-                    self._detail += " stopped delivering sound; reopening it"
-                self._reopen()
-                retry = min(2 * retry, self.MAX_RETRY_SECONDS)
+            self._has_word.set()
+            self._stopping.wait(retry)
+            retry = min(2 * retry, self.MAX_RETRY_SECONDS)
 
-    def _reopen(self) -> None:
-        """Close what is open, look for the device anew and open it; a failure only changes the status."""
-        self._close()
+    def _record_once(self) -> bool:
+        """Run one recording process until it is of no more use; whether sound came from it."""
+        self._name = ""
+        has_sounded = False
+        process = None
         try:
-            # PortAudio's device list is frozen when it starts, so a device that (re)appeared needs a restart of it.
-            self._sounddevice._terminate()
-            self._sounddevice._initialize()
-            self._open()
-        except (self._sounddevice.PortAudioError, ValueError) as error:
-            self._close()
-            self._detail = self._explain(error)
+            process = _RecordingProcess(self._device, self._wanted_rate)
+            silent_at = time.monotonic() + self.OPEN_SECONDS
+            while not self._stopping.is_set():
+                for block in process.read(self.CHECK_SECONDS):
+                    if block.kind == microphone_process.SOUND:
+                        self._on_sound(block)
+                        has_sounded = True
+                    else:
+                        self._on_word(block)
+                    patience = self.STALE_SECONDS if has_sounded else self.FIRST_SOUND_SECONDS
+                    silent_at = time.monotonic() + patience
+                if time.monotonic() > silent_at:
+                    raise _RecordingError("no sound comes" if self._name else "opening it takes too long")
+        except _RecordingError as error:
+            self._on_loss(str(error), error.inputs)
+        except Exception as error:  # whatever it is, the node must live on and say so
+            self._on_loss(f"{type(error).__name__}: {error}")
+        finally:
+            if process is not None:
+                process.end()
+        return has_sounded
 
-    def _open(self) -> None:
-        info = self._sounddevice.query_devices(self._device, "input")
+    def _on_sound(self, block: microphone_process.Block) -> None:
+        # The age rather than the time itself: this source's clock may be another one than the recording process has.
+        age = time.monotonic() - block.capture_time
+        self.buffer.write(np.frombuffer(block.payload, "<f4"), self._clock() - age)
+        self._overflows += block.overflows
+        self._condition = ("ok", self._name)
+
+    def _on_word(self, block: microphone_process.Block) -> None:
+        """The process says that the device is open, or why it is not."""
+        said = block.said()
+        if "opened" not in said:
+            raise _RecordingError(said["problem"], said.get("inputs"))
         if isinstance(self._device, int):
-            host_api = self._sounddevice.query_hostapis(info["hostapi"])["name"]
-            self._device = f"{info['name']}, {host_api}"
-        rate = int(round(self._wanted_rate or info["default_samplerate"]))
-        if rate != self.buffer.sample_rate:
-            self.buffer = AudioBuffer(rate)
-        self._last_callback = None
-        self._opened_at = time.monotonic()
-        self._stream = self._sounddevice.InputStream(
-            device=info["index"], samplerate=rate, channels=1, dtype="float32", callback=self._on_audio
-        )
-        self._stream.start()
-        self._detail = f"microphone '{info['name']}' at {rate} Hz"
+            self._device = f"{said['opened']}, {said['host_api']}"
+        if block.sample_rate != self.buffer.sample_rate:
+            self.buffer = AudioBuffer(block.sample_rate)
+        self._name = f"microphone '{said['opened']}' at {block.sample_rate} Hz"
+        self._condition = ("stale", f"{self._name} is open, no sound has arrived yet")
+        self._has_word.set()
 
-    def _close(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.abort(ignore_errors=True)
-            stream.close(ignore_errors=True)
+    def _on_loss(self, reason: str, inputs: list[dict] | None = None) -> None:
+        if self._name:
+            self._restarts += 1
+            self._condition = ("stale", f"{self._name} stopped delivering sound ({reason}); reopening it")
+        else:
+            self._condition = ("absent", self._explain(reason, inputs))
 
-    def _explain(self, error: Exception) -> str:
-        names = [device["name"] for device in list_devices()]
+    def _explain(self, reason: str, inputs: list[dict] | None) -> str:
         wanted = "no default microphone" if self._device is None else f"no usable microphone '{self._device}'"
+        if inputs is None:
+            return f"{wanted} ({reason}); trying again by itself."
+        names = [device["name"] for device in inputs]
         there = f"inputs there are: {', '.join(names)}" if names else "this machine has no sound input"
-        return f"{wanted} ({error}); {there}. Plug one in or name one of 'avssl devices'; trying again by itself."
-
-    def _on_audio(self, samples: np.ndarray, frames: int, stream_time, status) -> None:
-        """PortAudio's callback: samples (frames, 1) are only valid during the call."""
-        if status.input_overflow:
-            self._overflows += 1
-        age = stream_time.currentTime - stream_time.inputBufferAdcTime
-        if not (stream_time.inputBufferAdcTime > 0 and 0 <= age < 5.0):  # some drivers leave it at 0
-            age = frames / self.buffer.sample_rate
-        self.buffer.write(samples[:, 0], self._clock() - age)
-        self._last_callback = time.monotonic()
+        return f"{wanted} ({reason}); {there}. Plug one in or name one of 'avssl devices'; trying again by itself."
 
 
 class FileAudio(AudioSource):

@@ -88,7 +88,7 @@ def sound_status(node: str, status: AudioStatus, health: Health, clock_gap: floa
             f"sound and images are stamped {clock_gap:.1f} s apart: are they of the same clock? "
             "(a recording needs use_sim_time and its own sound; audio_latency evens out small differences)"
         )
-    figures = {"overflows": status.overflows, "bad sound": health.bad_sound}
+    figures = {"overflows": status.overflows, "restarts": status.restarts, "bad sound": health.bad_sound}
     return _status(level, f"{node}: microphone", message, "", figures)
 
 

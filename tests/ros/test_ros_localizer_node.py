@@ -233,7 +233,6 @@ def test_without_a_microphone_the_node_lives_and_says_so(processes, peer, listen
     assert process.poll() is None
 
 
-@pytest.mark.unreliable  # as in test_audio_input.py: PortAudio may hang when PulseAudio is killed
 @pytest.mark.debian
 def test_a_microphone_is_heard_lost_and_heard_again(pulse, long_tone, processes, peer, listener):
     processes.start(LOUDNESS_NODE, "-r", "__node:=ear", audio_source="microphone")
