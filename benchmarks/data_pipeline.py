@@ -51,7 +51,7 @@ from tqdm import tqdm
 
 from avssl_ros.features import log_mel
 from training.cache import CachedDataset
-from training.clips import BlobDataset, ClipDataset, JpegDataset, decode
+from training.clips import BlobDataset, ClipDataset, JpegDataset, decode, encode_mp4
 from training.pack import NEEDED, Pack, Shards, pack
 
 SIZE, FPS, DURATION, RATE = 256, 15, 10, 32000
@@ -126,21 +126,7 @@ def changing_sound(rng: np.random.Generator) -> np.ndarray:
 def write_clip(path: Path, rng: np.random.Generator) -> None:
     """One clip as training/prepare.py makes them."""
     sound = changing_sound(rng)
-    with av.open(str(path), "w") as container:
-        options = {"g": str(FPS), "keyint_min": str(FPS), "sc_threshold": "0", "crf": "23", "preset": "veryfast"}
-        video = container.add_stream("libx264", rate=FPS, options=options)
-        video.width, video.height, video.pix_fmt = SIZE, SIZE, "yuv420p"
-        audio = container.add_stream("aac", rate=RATE, layout="mono")
-        for number, picture in enumerate(drifting_pictures(rng)):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = number
-            container.mux(video.encode(frame))
-            begin, end = (round(n * RATE / FPS) for n in (number, number + 1))
-            block = av.AudioFrame.from_ndarray(sound[None, begin:end], format="fltp", layout="mono")
-            block.sample_rate, block.pts = RATE, begin
-            container.mux(audio.encode(block))
-        for stream in (video, audio):
-            container.mux(stream.encode())
+    path.write_bytes(encode_mp4(drifting_pictures(rng), sound, RATE, FPS))
 
 
 def make_corpus(folder: Path, clips: int) -> Corpus:

@@ -57,6 +57,7 @@ import numpy as np
 from avssl_ros import features
 from avssl_ros.audio_input import read_audio
 from avssl_ros.geometry import ViewLayout, cut_views
+from training.clips import encode_mp4
 from training.collect import COLUMNS, Journal, run_parallel, write_table
 from training.data import BACKGROUND, Item, assign_splits, read_items
 from training.mixing import (
@@ -553,26 +554,6 @@ def sound(rng: np.random.Generator, recording: np.ndarray, noise: np.ndarray | N
     return np.clip(heard + at_level(faint, rng.uniform(-75, -52)), -1, 1)
 
 
-def encode(frames: Iterator[np.ndarray], samples: np.ndarray, config: CorpusConfig) -> bytes:
-    """An mp4 file, h264 and mono aac; the same input gives the same bytes."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        options = {"preset": "veryfast", "crf": "20", "g": str(config.fps), "threads": "1"}
-        video = container.add_stream("libx264", rate=config.fps, options=options)
-        video.width, video.height, video.pix_fmt = 2 * round(config.side * 2 / 3), config.side, "yuv420p"
-        audio = container.add_stream("aac", rate=features.SAMPLE_RATE, layout="mono", options={"b": "96000"})
-        for number, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = number
-            container.mux(video.encode(frame))
-        block = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None], np.float32), "fltp", "mono")
-        block.sample_rate, block.pts = features.SAMPLE_RATE, 0
-        container.mux(audio.encode(block))
-        for stream in (video, audio):
-            container.mux(stream.encode())
-    return file.getvalue()
-
-
 def _recording(part: Material | None) -> np.ndarray | None:
     return None if part is None else features.as_mono(*read_audio(part.path))
 
@@ -593,7 +574,8 @@ def make(recipe: Recipe, config: CorpusConfig) -> str:
         return f"left out, damaged material: {error}"
     seen, heard = (np.random.default_rng((config.seed, recipe.index, number)) for number in (1, 2))
     frames = pictures(seen, photo, place, recipe.place.item.kind == "panorama", config)
-    data = encode(frames, sound(heard, recording, noise, config.seconds), config)
+    heard = sound(heard, recording, noise, config.seconds)
+    data = encode_mp4(frames, heard, features.SAMPLE_RATE, config.fps, quality=20)
     target = clip_path(recipe, config)
     partial = target.with_suffix(".partial")
     try:

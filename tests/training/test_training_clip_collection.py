@@ -1,11 +1,9 @@
 """Clips in mixed scenes: classes, picture and sound of one moment, exact owners, and damage that stops nothing."""
 
-import io
 import json
 import sys
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
@@ -19,6 +17,7 @@ from test_training_pack import flip, prepare  # noqa: E402
 from avssl_ros import Localizer, features  # noqa: E402
 from training import export, losses  # noqa: E402
 from training.clip_collection import ClipCollection, ClipsConfig, concept_of_label  # noqa: E402
+from training.clips import encode_mp4  # noqa: E402
 from training.data import read_concepts  # noqa: E402
 from training.mixing import MixConfig, SceneMixer, covering, seam, tiles  # noqa: E402
 from training.networks import prototypes  # noqa: E402
@@ -35,25 +34,10 @@ TONES = (400.0, 1000.0, 2500.0)  # Hz, of the red, the green and the blue video
 
 def plain_mp4(channel: int, seconds: float = 3.0) -> bytes:
     """A clip of one colour and one tone: 0 red, 1 green, 2 blue."""
-    file, count = io.BytesIO(), round(seconds * FPS)
-    sound = 0.3 * np.sin(2 * np.pi * TONES[channel] * np.arange(round(seconds * RATE)) / RATE).astype(np.float32)
-    with av.open(file, "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=FPS, options={"g": "15", "crf": "10"})
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        audio = container.add_stream("aac", rate=RATE, layout="mono")
-        picture = np.full((48, 64, 3), 40, np.uint8)
-        picture[..., channel] = 220
-        for number in range(count):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = number
-            container.mux(video.encode(frame))
-            begin, end = (round(n * RATE / FPS) for n in (number, number + 1))
-            block = av.AudioFrame.from_ndarray(sound[None, begin:end], format="fltp", layout="mono")
-            block.sample_rate, block.pts = RATE, begin
-            container.mux(audio.encode(block))
-        for stream in (video, audio):
-            container.mux(stream.encode())
-    return file.getvalue()
+    sound = 0.3 * np.sin(2 * np.pi * TONES[channel] * np.arange(round(seconds * RATE)) / RATE)
+    picture = np.full((48, 64, 3), 40, np.uint8)
+    picture[..., channel] = 220
+    return encode_mp4([picture] * round(seconds * FPS), sound, RATE, quality=10)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from training.clips import (  # noqa: E402
     cut_jpegs,
     decode,
     decode_pyav,
+    encode_mp4,
     square,
 )
 from training.pack import DamagedClip, Pack, Shards, pack  # noqa: E402
@@ -36,25 +37,8 @@ STEP = 5  # grey levels from frame to frame
 
 def clock_mp4(width: int = 64, height: int = 48, rate: int = RATE, seconds: float = SECONDS) -> bytes:
     """A clip that tells its own time: frame k is of grey 20 + 5 k, and its sound is the chirp."""
-    count, file = round(seconds * FPS), io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        options = {"g": "15", "keyint_min": "15", "sc_threshold": "0", "crf": "10"}
-        video = container.add_stream("libx264", rate=FPS, options=options)
-        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-        audio = container.add_stream("aac", rate=rate, layout="mono", options={"b": "128k"})
-        sound = chirp(seconds, rate)
-        for number in range(count):
-            picture = np.full((height, width, 3), 20 + STEP * number, np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = number
-            container.mux(video.encode(frame))
-            begin, end = (round(n * rate / FPS) for n in (number, number + 1))
-            block = av.AudioFrame.from_ndarray(sound[None, begin:end], format="fltp", layout="mono")
-            block.sample_rate, block.pts = rate, begin
-            container.mux(audio.encode(block))
-        for stream in (video, audio):
-            container.mux(stream.encode())
-    return file.getvalue()
+    pictures = (np.full((height, width, 3), 20 + STEP * number, np.uint8) for number in range(round(seconds * FPS)))
+    return encode_mp4(pictures, chirp(seconds, rate), rate, quality=10, sound_bits=128000)
 
 
 def chirp(seconds: float, rate: int) -> np.ndarray:
