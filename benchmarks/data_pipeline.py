@@ -1,7 +1,7 @@
 """What packing and caching clips cost and save, side by side in one run.
 
     python benchmarks/data_pipeline.py [--clips 60] [--seconds 1.0] [--json FILE]
-    python benchmarks/data_pipeline.py --sections cache slow-source --latency 0.01 --bandwidth 50e6
+    python benchmarks/data_pipeline.py --sections cache slow-source --latencies 0.01 --bandwidth 50e6
 
 Makes mp4 clips (h264 and aac, 256x256, 15 frames a second, 10 s, a key frame a second) of textures that drift over one
 another, which compress like real clips, and sound of changing tones and noise. Then, by section:
@@ -72,13 +72,13 @@ class BenchmarkConfig:
     seconds: float = 1.0  # of a window of the layouts
     windows: int = 60  # a turn and layout
     turns: int = 5
-    cache_clips: int = 12  # of which epochs are timed, at most `clips`: half a second each and turn, for JPEG
+    cache_clips: int = 20  # of which epochs are timed, at most `clips`: half a second each and turn, for JPEG
     source_clips: int = 500  # of the slow source: the made clips, repeated under further numbers
-    latency: float = 0.01  # of the slow source, seconds an access
+    latencies: tuple[float, ...] = (0.01, 0.02, 0.05)  # of the slow sources, seconds an access, one after another
     bandwidth: float = 50e6  # of the slow source, bytes a second for one reader
     batch: int = 16
     workers: int = 2  # of the DataLoader
-    readers: int = 8  # threads of a worker that fetch the items of a batch, from the slow source or the copies
+    readers: int = 4  # threads of a worker that fetch the items of a batch, from the slow source or the copies
     json: Path | None = None  # also write the figures here
 
 
@@ -391,14 +391,24 @@ def first_batch(items: Dataset, config: BenchmarkConfig, turn: int) -> float:
     return time.perf_counter()
 
 
-def slow_source(corpus: Corpus, config: BenchmarkConfig) -> dict:
+def slow_sources(corpus: Corpus, config: BenchmarkConfig) -> dict:
+    """The figures of `slow_source` for each latency, and the bars."""
+    disks = [slow_source(corpus, config, latency) for latency in config.latencies]
+    bars = {f"{disk['latency'] * 1e3:g} ms: first batch through the cache at most 5 % of copying {disk['clips']} clips "
+            "first, by one reader": disk["share"] <= 0.05 for disk in disks}
+    return {"disks": disks, "bars": bars}
+
+
+def slow_source(corpus: Corpus, config: BenchmarkConfig, latency: float) -> dict:
     """Seconds to the first batch through a cache of a slow source, and after copying all of it by 1 or more readers."""
     made = len(corpus.shards)
     shards = Shards(corpus.shards.paths * -(-config.source_clips // made))
-    source = SlowSource(BlobDataset(shards), config.latency, config.bandwidth)
-    copying = {readers: copy_all(source, config.source_clips, corpus.folder / f"copy-{readers}", readers)
+    source = SlowSource(BlobDataset(shards), latency, config.bandwidth)
+    folder = corpus.folder / f"latency-{latency:g}"
+    folder.mkdir()
+    copying = {readers: copy_all(source, config.source_clips, folder / f"copy-{readers}", readers)
                for readers in sorted({1, max(1, config.workers)})}
-    copied = FinishedItems(shards, CopiedFiles(corpus.folder / "copy-1", len(shards)))
+    copied = FinishedItems(shards, CopiedFiles(folder / "copy-1", len(shards)))
     copied = new_cache(copied, memory_bytes=0, readers=config.readers)
     through, first_clip, local = [], [], []
     for turn in tqdm(range(config.turns), desc="first batches", unit="turn"):
@@ -416,13 +426,18 @@ def slow_source(corpus: Corpus, config: BenchmarkConfig) -> dict:
     for row in rows.values():
         row["seconds"] = row["copy_seconds"] + row["batch_seconds"]
     share = rows["through the cache"]["seconds"] / rows["copied first, 1 reader"]["seconds"]
-    bars = {f"first batch through the cache at most 5 % of copying {config.source_clips} clips first, by one reader":
-            share <= 0.05}
     sizes = [shards.clip(index).bytes for index in range(config.source_clips)]
     return {"clips": config.source_clips, "made_clips": made, "bytes_per_clip": float(np.mean(sizes)),
-            "latency": config.latency, "bandwidth": config.bandwidth, "batch": config.batch, "workers": config.workers,
-            "readers": config.readers, "first_clip_seconds": float(np.median(first_clip)), "rows": rows, "bars": bars,
+            "latency": latency, "share": share, "bandwidth": config.bandwidth, "batch": config.batch,
+            "workers": config.workers, "readers": config.readers,
+            "first_clip_seconds": float(np.median(first_clip)), "rows": rows,
             "reading_seconds": copying[1] * min(config.batch, config.source_clips) / config.source_clips}
+
+
+def print_slow_sources(found: dict) -> None:
+    for disk in found["disks"]:
+        print_slow_source(disk)
+    print_bars(found)
 
 
 def print_slow_source(found: dict) -> None:
@@ -437,7 +452,6 @@ def print_slow_source(found: dict) -> None:
               f"{100 * cache / row['seconds']:>12.1f} %")
     print(f"through the cache the first clip was read after {found['first_clip_seconds']:.2f} s; reading a batch takes "
           f"{found['reading_seconds']:.2f} s,\nstarting workers and decoding the rest, as for copied clips")
-    print_bars(found)
 
 
 # ------------------------------------------------------------------------------------------------------- the run
@@ -446,7 +460,7 @@ def print_slow_source(found: dict) -> None:
 SECTIONS: dict[str, tuple[Callable[[Corpus, BenchmarkConfig], dict], Callable[[dict], None]]] = {
     "layouts": (layouts, print_layouts),
     "cache": (caches, print_caches),
-    "slow-source": (slow_source, print_slow_source),
+    "slow-source": (slow_sources, print_slow_sources),
 }
 
 
@@ -454,8 +468,9 @@ def check(config: BenchmarkConfig) -> None:
     """Raises ValueError where a setting is out of its range."""
     positive = ("clips", "windows", "turns", "cache_clips", "source_clips", "bandwidth", "batch", "readers")
     wrong = [f"{name} must be > 0, got {getattr(config, name)}" for name in positive if not getattr(config, name) > 0]
-    wrong += [f"{name} must be >= 0, got {getattr(config, name)}" for name in ("latency", "workers")
-              if not getattr(config, name) >= 0]
+    wrong += [f"workers must be >= 0, got {config.workers}"] if config.workers < 0 else []
+    if not config.latencies or min(config.latencies) < 0:
+        wrong.append(f"latencies must be one or more, all >= 0, got {config.latencies}")
     if not 0 < config.seconds <= DURATION:
         wrong.append(f"seconds must be in (0, {DURATION}], got {config.seconds}")
     if not config.sections or set(config.sections) - set(SECTIONS):

@@ -213,7 +213,7 @@ def _restore(node: Any, data: np.ndarray) -> Any:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, byte: int = 0) -> Iterator[int]:
+def _locked(path: str | os.PathLike, byte: int = 0) -> Iterator[int]:
     """Holds one byte of a small file for this call alone: an open file description lock.
 
     The file is opened anew each time, because threads and forked children would share the lock of an open one.
@@ -315,14 +315,19 @@ class _Tier:
 
     def __init__(self, name: str, folder: Path, limit: int, home: Path):
         self.name, self.folder, self.limit = name, folder, limit
-        self.broken = False
+        self.broken, self._prefix = False, f"{folder}{os.sep}"
         self._ledger = home / f"ledger-{name}-{zlib.crc32(os.fsencode(folder.resolve())):08x}"
 
     def load(self, index: int) -> Any:
         """The item; FileNotFoundError if it is not here, ValueError if it is damaged."""
-        with open(self.folder / f"{index}.item", "rb") as file:
-            entry = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
-            file.readinto(entry)
+        descriptor = os.open(f"{self._prefix}{index}.item", os.O_RDONLY)  # text: a Path takes longer than the opening
+        try:
+            entry = np.empty(os.fstat(descriptor).st_size, np.uint8)
+            missing = memoryview(entry)
+            while missing and (count := os.readv(descriptor, [missing])):
+                missing = missing[count:]
+        finally:
+            os.close(descriptor)
         return decode(entry)
 
     def store(self, index: int, parts: list, size: int) -> bool:
@@ -466,6 +471,7 @@ class CachedDataset(Dataset):
             try:
                 if self._home is None:
                     users, self._home = _attach(folder), folder
+                    self._counters_file = f"{folder}{os.sep}counters-{self._token}"
                 _make_folder(folder)
                 _check_folder(folder)
                 if not os.access(folder, os.W_OK | os.X_OK):
@@ -575,7 +581,7 @@ class CachedDataset(Dataset):
         try:
             if self._home is None:
                 raise FileNotFoundError
-            with _locked(self._home / f"counters-{self._token}") as file:
+            with _locked(self._counters_file) as file:
                 values = self._added(self._read_counters(file), amounts)
                 os.pwrite(file, self._VALUES.pack(*values), 0)
         except OSError:  # no folder: this process counts for itself
