@@ -11,13 +11,14 @@
 each other through it, so no item is read twice on a node, and a job that comes later goes on with what is there. This
 file needs nothing but numpy and torch and may be copied into any project. Linux only: it builds on the kernel's locks.
 
-What to cache is decided by what is wrapped. Second epoch against the first in processor time (measured), and what a
-corpus of 160 h takes (57 600 clips of 10 s, shorter side 256, 15 frames a second):
+What to cache is decided by what is wrapped. Items a second in the second epoch against none cached, and what a corpus
+of 160 h takes (57 600 clips of 10 s, shorter side 256, 15 frames a second), by benchmarks/data_pipeline.py; the first
+epoch of JPEG frames is slower than without a cache, since all frames of a clip are decoded:
 
-    the wrapped dataset gives                     second epoch  160 h       wrap it when
-    mp4 blob, decoded in `transform`              1.0x          as the mp4  the network disk is slow; saves reading only
-    JPEG frames, decoded in `transform`           22x           140-200 GB  decoding is slow, but windows are random
-    finished item (1 frame, 3 s of spectrogram)   388x          16 GB       a clip has one item (272 kB)
+    the wrapped dataset gives                     second epoch  160 h     wrap it when
+    mp4 blob, decoded in `transform`              1.0x          15 GB     the network disk is slow; saves reading only
+    JPEG frames, decoded in `transform`           2.5x          121 GB    decoding is slow, but windows are random
+    finished item (1 frame, 3 s of spectrogram)   50x           16 GB     a clip has one item (272 kB)
 
 Whatever is random in the wrapped dataset is frozen at its first draw: augmentation belongs into `transform`.
 

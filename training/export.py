@@ -1,7 +1,8 @@
 """Makes the model folder that the runtime loads of a training run.
 
     python training/export.py --run runs/first --output models
-    python training/export.py --run runs/audio --visual-from models --output models     # another audio encoder alone
+    python training/export.py --run runs/audio --visual-from models                 # another audio encoder alone,
+    python training/export.py --run runs/audio --visual-from models --audio-with models          # or the mean of both
 
 Checks ONNX Runtime against torch on random and real-sized inputs (largest difference 1e-4) and refuses to write
 otherwise. The decision thresholds are those of `training/calibrate.py`, which is run on the new folder afterwards;
@@ -21,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 
@@ -46,6 +48,7 @@ class ExportConfig:
     run: Path = Path("runs/first")  # folder with checkpoint.pt and config.json
     audio_run: Path | None = None  # another run: the audio encoder is the mean of both
     visual_from: Path | None = None  # model folder whose visual encoder is kept: `run` trained the audio encoder alone
+    audio_with: Path | None = None  # model folder: the audio encoder is the mean with the one there
     view_size: int = SIZE  # pixels of a view at run time; a larger one sees more and costs more
     kinds: int = 48  # of sound at most, of a run on clips without labels (training/discover.py)
     output: Path = Path("models")  # model folder; its files are replaced
@@ -67,6 +70,24 @@ def load_average(run: Path) -> tuple[Encoders, dict, int]:
 def mean_weights(first: dict, second: dict) -> dict:
     """Mean of two state dicts that were fine-tuned from the same weights: a model soup (Wortsman et al. 2022)."""
     return {key: (value + second[key]) / 2 if value.is_floating_point() else value for key, value in first.items()}
+
+
+def average_models(path: Path, other: Path) -> None:
+    """Replaces the weights of an ONNX file by their mean with those of another of the same architecture, in place.
+
+    A model soup of what no checkpoint is left of. Batch normalisation is folded into the convolutions of both.
+    Raises ValueError where the two differ in anything but the values of their weights.
+    """
+    model, second = onnx.load(path), {part.name: part for part in onnx.load(other).graph.initializer}
+    if {part.name: tuple(part.dims) for part in model.graph.initializer} != {
+            name: tuple(part.dims) for name, part in second.items()}:
+        raise ValueError(f"{other} has other weights than {path.name} of this run: only encoders of one architecture "
+                         "can be averaged")
+    for part in model.graph.initializer:
+        mine, theirs = onnx.numpy_helper.to_array(part), onnx.numpy_helper.to_array(second[part.name])
+        if mine.dtype == np.float32:
+            part.CopyFrom(onnx.numpy_helper.from_array((mine + theirs) / 2, part.name))
+    onnx.save(model, path)
 
 
 def _export(module: torch.nn.Module, example: torch.Tensor, name: str, dynamic: dict, path: Path) -> None:
@@ -123,6 +144,9 @@ def export(config: ExportConfig) -> Path:
                 raise ValueError(
                     f"{name}.onnx differs from torch by {difference:.2e}, more than {TOLERANCE}; not written"
                 )
+            if name == "audio" and config.audio_with is not None:
+                average_models(path, config.audio_with / "audio.onnx")
+                trained = {**trained, "audio_with": read_manifest(config.audio_with)["training"].get("audio_run", {})}
             hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
             print(f"{name}: {path.stat().st_size / 1e6:.1f} MB, largest difference from torch {difference:.1e}")
         manifest = _manifest(model, trained, hashes, labels, frame, config.view_size)

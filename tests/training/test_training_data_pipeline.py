@@ -77,7 +77,8 @@ def test_a_run_tells_what_each_way_costs_and_leaves_nothing(corpus, tmp_path, ca
     assert 0 < slow["first_clip_seconds"] < through["seconds"]
 
     # A batch is half of these clips, so that bar can't be met: it is told, and the run ends as any other.
-    assert "MISSED: 250 ms: first batch through the cache at most 5 % of copying 4 clips first" in capsys.readouterr().out
+    bar = "MISSED: 250 ms: first batch through the cache at most 5 % of copying 4 clips first"
+    assert bar in capsys.readouterr().out
     assert own_caches() == []
 
 

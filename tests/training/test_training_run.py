@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -108,6 +109,11 @@ def test_an_audio_encoder_alone_joins_the_visual_one_of_a_model_folder(run, tmp_
     joined = export.export(export.ExportConfig(other.run, visual_from=whole, output=tmp_path / "joined"))
     assert (joined / "visual.onnx").read_bytes() == (whole / "visual.onnx").read_bytes()
     assert (joined / "audio.onnx").read_bytes() != (whole / "audio.onnx").read_bytes()
+    mean = export.export(export.ExportConfig(other.run, visual_from=whole, audio_with=whole, output=tmp_path / "mean"))
+    sound = np.random.default_rng(0).normal(size=(1, 128, 200)).astype(np.float32)
+    first, second, middle = (Localizer(folder).encoders.audio(sound) for folder in (whole, joined, mean))
+    assert np.abs(first - second).max() > 1e-4  # one step of training apart: the mean of the weights lies between
+    np.testing.assert_allclose(middle, (first + second) / 2, atol=0.3 * np.abs(first - second).max())
     training = Localizer(joined).manifest["training"]
     assert training["step"] == 4 and training["mix"]["views"] == 2 and training["audio_run"]["mix"]["views"] == 0
 
