@@ -108,6 +108,9 @@ def _add_localize_arguments(parser: argparse.ArgumentParser) -> None:
         help="how many frames of a second are localized, 0.1..120 (default: 10)",
     )
     parser.add_argument("--models", metavar="DIR", help="model folder (default: the shipped one)")
+    parser.add_argument("--view-size", type=int, metavar="PIXELS",
+                        help="side of a view, a multiple of 32; larger finds smaller things and takes longer "
+                        "(default: the model's own)")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads, 1 or more (default: automatic)")
     parser.add_argument(
         "--provider",
@@ -233,7 +236,8 @@ def _make_localizer(arguments: argparse.Namespace):
     from avssl_ros.localizer import Localizer  # loads ONNX Runtime, which `avssl --help` need not wait for
 
     providers = [arguments.provider] if arguments.provider else None
-    return Localizer(models=arguments.models, providers=providers, threads=arguments.threads, fov_deg=arguments.fov)
+    return Localizer(models=arguments.models, providers=providers, threads=arguments.threads, fov_deg=arguments.fov,
+                     view_size=arguments.view_size)
 
 
 def _process(video: VideoFile | StillVideo, sound: SoundWindow, stream, recording: Recording, rate: float) -> None:

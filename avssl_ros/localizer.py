@@ -39,14 +39,19 @@ class Localizer:
         threads: CPU threads of the networks; None leaves it to ONNX Runtime.
         layout: perspective views cut from an equirectangular image; None for four at 0, 90, 180 and 270 degrees.
         fov_deg: horizontal field of view of images with projection="perspective", degrees, 20..160.
+        view_size: pixels of a view's side, a multiple of 32 from 64 to 1024; None for the model's own. A larger one
+            finds smaller things and costs more time.
 
     Raises:
         FileNotFoundError, ValueError: a missing or altered model, an unknown provider, values out of range.
     """
 
-    def __init__(self, models=None, providers=None, threads=None, layout: ViewLayout | None = None, fov_deg=90.0):
+    def __init__(self, models=None, providers=None, threads=None, layout: ViewLayout | None = None, fov_deg=90.0,
+                 view_size: int | None = None):
         if not 20.0 <= fov_deg <= 160.0:
             raise ValueError(f"fov_deg must be 20..160 degrees, got {fov_deg}")
+        if view_size is not None and (view_size % 32 or not 64 <= view_size <= 1024):
+            raise ValueError(f"view_size must be a multiple of 32 from 64 to 1024 pixels, got {view_size}")
         self.encoders = Encoders(models, providers, threads)
         self.manifest = self.encoders.manifest
         self.providers = self.encoders.providers
@@ -54,6 +59,7 @@ class Localizer:
         self.window_seconds: float = self.manifest["audio"]["seconds"]
         self.sample_rate: int = features.SAMPLE_RATE
         self.layout = layout or ViewLayout()
+        self.view_size = view_size or self.encoders.size
         self.fov_deg = float(fov_deg)
         self.prototypes = np.asarray(self.manifest["prototypes"], dtype=np.float32)
         self.decision = self.manifest["decision"]
@@ -99,7 +105,7 @@ class Localizer:
 
     def cut(self, image: np.ndarray, projection: str) -> tuple[np.ndarray, fusion.Surface]:
         """The views (N, H, W, 3) uint8 that the network sees of a checked image, and the surface of their maps."""
-        size, stride = self.encoders.size, self.encoders.stride
+        size, stride = self.view_size, self.encoders.stride
         if projection == "equirectangular":
             return cut_views(image, self.layout, size), sphere_surface(self.layout, size // stride)
         view = fit_to_network(image, size)

@@ -27,6 +27,7 @@ class BenchmarkConfig:
     data: Path = Path("../shared/data")  # folder with photos/, sounds/, esc10/ and panoramas/
     weights: Path = Path("../shared/weights")  # folder with the tagger of the label bridge
     models: Path | None = None  # model folder; None: the shipped one
+    view_size: int | None = None  # pixels of a view; None: the model's own
     scenes: int = 200  # a row; half of it a negative
     json: Path | None = None  # also write the figures here
 
@@ -44,7 +45,7 @@ def references(config: BenchmarkConfig, localizer) -> list:
 def main(config: BenchmarkConfig) -> dict:
     """Prints the tables and returns the figures."""
     settings = EvaluateConfig(models=config.models or shipped_models(), data=config.data, scenes=config.scenes,
-                              json=config.json)
+                              view_size=config.view_size, json=config.json)
     return evaluate(settings, more=lambda localizer: references(config, localizer))
 
 

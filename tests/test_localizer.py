@@ -151,3 +151,15 @@ def test_thresholds_change_while_running_all_or_nothing(localizer):
     with pytest.raises(ValueError, match="0 <= offset_confidence <= onset_confidence"):
         stream.configure(onset_confidence=0.1, min_on_seconds=0.0)
     assert stream.config.onset_confidence == 0.7 and stream.config.min_on_seconds == 0.2
+
+
+def test_a_larger_view_gives_the_same_map_from_more_patches_and_odd_sizes_are_refused():
+    image = np.random.default_rng(0).integers(0, 255, (256, 512, 3), dtype=np.uint8)
+    small, large = Localizer(), Localizer(view_size=320)
+    assert small.cut(image, "equirectangular")[0].shape == (4, 224, 224, 3)
+    views, surface = large.cut(image, "equirectangular")
+    drawn = surface.project(np.ones((1, 4 * 20 * 20), np.float32))
+    assert views.shape == (4, 320, 320, 3) and drawn.shape[1:] == (128, 256)
+    for wrong in (100, 32, 2048):
+        with pytest.raises(ValueError, match=f"multiple of 32 from 64 to 1024 pixels, got {wrong}"):
+            Localizer(view_size=wrong)

@@ -260,6 +260,7 @@ class EvaluateConfig:
     data: Path | None = Path("../shared/data")  # folder with photos/, sounds/ and panoramas/; None: clips alone
     clips: ClipsConfig = field(default_factory=ClipsConfig)
     split: str = "test"
+    view_size: int | None = None  # pixels of a view; None: the model's own
     scenes: int = 100  # a row; half of it a negative
     visible: int = 4  # objects in a scene
     seed: int = 2
@@ -292,7 +293,7 @@ def evaluate(config: EvaluateConfig, more: Callable[[Localizer], list] = lambda 
         more: further methods, made of the localizer, as the rows before ours.
         negatives: which of NEGATIVES to try.
     """
-    collection, localizer = make_collection(config), Localizer(config.models)
+    collection, localizer = make_collection(config), Localizer(config.models, view_size=config.view_size)
     generator = SceneGenerator(collection, config.seed, config.visible, config.least_photos, config.least_sounds)
     methods = [Chance(), Centre(), WholeImage(), Saliency(), SightOnly(localizer), *more(localizer), Ours(localizer)]
     label_of = {concept.name: concept.label for concept in read_concepts()}
