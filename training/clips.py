@@ -59,7 +59,8 @@ class Decoder(Protocol):
 def decode_pyav(mp4: bytes | Path, times: np.ndarray, start: float, seconds: float) -> tuple:
     """A `Decoder` of PyAV, which brings its own ffmpeg. Decodes from the key frame before the window to its end."""
     try:
-        with av.open(io.BytesIO(mp4) if isinstance(mp4, bytes) else str(mp4)) as container:
+        source = io.BytesIO(mp4) if isinstance(mp4, bytes) else str(mp4)
+        with av.open(source, format="mp4") as container:  # not to be guessed: that takes longer
             if not (container.streams.video and container.streams.audio):
                 raise DamagedClip("the file has no video or no sound; run training/prepare.py on it again")
             frames = _pyav_frames(container, times)
@@ -92,13 +93,15 @@ def _pyav_sound(container: av.container.InputContainer, start: float, seconds: f
     stream.codec_context.thread_count = 1
     rate = stream.codec_context.sample_rate
     begin, sound = round(start * rate), np.zeros(round(seconds * rate), np.float32)
+    codec = stream.codec_context
+    is_mono = codec.format.name == "fltp" and codec.layout.nb_channels == 1  # prepared clips are
     to_mono = av.AudioResampler(format="fltp", layout="mono")
     container.seek(int((start - PRIMING) / stream.time_base), stream=stream)  # below 0: the encoder's own priming
     for frame in container.decode(stream):
         at = round(frame.time * rate) - begin
         if at >= len(sound):
             break
-        for block in to_mono.resample(frame):
+        for block in [frame] if is_mono else to_mono.resample(frame):
             _put(sound, block.to_ndarray()[0], at)
             at += block.samples
     return sound, rate
