@@ -23,9 +23,8 @@ from tqdm import trange
 
 from avssl_ros import Localizer, fusion
 from avssl_ros.geometry import angle_between
-from training.clip_collection import ClipCollection, ClipsConfig
+from training.clip_collection import ClipsConfig, open_collection
 from training.data import read_concepts
-from training.evaluate import make_collection
 from training.scenes import Scene, SceneGenerator
 
 RIGHT_WITHIN = np.radians(20)
@@ -99,7 +98,7 @@ def fit(groups: list[tuple[np.ndarray, np.ndarray]], ridge: float = 1e-3) -> dic
 def calibrate(config: CalibrateConfig) -> dict:
     """Fits and writes the decision part of the manifest; returns it."""
     localizer = Localizer(config.models)
-    collection = make_collection(config)
+    collection = open_collection(config.data, config.clips, config.split, read_concepts())
     generator = SceneGenerator(collection, config.seed, config.visible, config.least_photos, config.least_sounds)
     groups, names = [], []
     for index in trange(config.scenes * 3 // 2, unit="scene", mininterval=5.0):
@@ -110,8 +109,7 @@ def calibrate(config: CalibrateConfig) -> dict:
         new_groups, new_names = candidates(localizer, scene)
         groups += new_groups
         names += new_names
-    if isinstance(collection, ClipCollection):
-        collection.close()
+    collection.close()
     if not groups:
         raise ValueError(f"in none of {len(names)} sounds was anything found to calibrate on: the model says nothing "
                          "yet; train it longer, or try more scenes")

@@ -12,6 +12,7 @@ alone (the report's way). Both kinds may be mixed, with each other and with phot
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ import numpy as np
 from avssl_ros import features
 from training.cache import CachedDataset, cache_key
 from training.clips import BlobDataset, ClipDataset, JpegDataset
-from training.data import Concept, Item
+from training.data import Concept, Item, read_items
 from training.mixing import SECONDS, SIZE, Collection
 from training.pack import DamagedClip, Shards
 
@@ -64,6 +65,30 @@ def concept_of_label(concepts: list[Concept]) -> dict[str, str]:
 
 def _plain(name: str) -> str:
     return " ".join(name.replace(",", " ").replace("_", " ").lower().split())
+
+
+def open_collection(data: Path | None, clips: ClipsConfig, split: str, concepts: list[Concept],
+                    cache: Path = Path("cache"), more: Sequence[Item] = ()) -> Collection | ClipCollection:
+    """What scenes of one split are mixed from: photographs and recordings, clips, or both.
+
+    Args:
+        data: folder with photos/, images/, sounds/, esc10/ and panoramas/; None: clips alone.
+        cache: folder for the decoded recordings. more: further items.
+
+    Raises:
+        FileNotFoundError: where there is neither, or the folder or the shards are missing.
+    """
+    base = None
+    if data is not None:
+        if not data.is_dir():
+            raise FileNotFoundError(f"no folder {data}: give --data with photos/, images/, sounds/, esc10/ and "
+                                    "panoramas/, or --data None --clips.shards with packed clips")
+        base = Collection([*read_items(split=split), *more], data, concepts, cache / f"sounds-{split}.npz")
+    if clips.shards is not None:
+        return ClipCollection(clips, split, concepts, base)
+    if base is None:
+        raise FileNotFoundError("no material: give --data, --clips.shards or both")
+    return base
 
 
 class ClipCollection:

@@ -38,9 +38,8 @@ from tqdm import tqdm
 
 from avssl_ros import Localizer, features, fusion
 from avssl_ros.geometry import angle_between, pixel_to_direction
-from training.clip_collection import ClipCollection, ClipsConfig
-from training.data import read_concepts, read_items
-from training.mixing import Collection
+from training.clip_collection import ClipsConfig, open_collection
+from training.data import read_concepts
 from training.scenes import MASK_SHAPE, NEGATIVES, Scene, SceneGenerator
 
 WITHIN = np.radians(20)
@@ -269,22 +268,6 @@ class EvaluateConfig:
     json: Path | None = None  # also write the figures here
 
 
-def make_collection(config) -> Collection | ClipCollection:
-    """The items of a configuration's data, clips and split. Raises FileNotFoundError where there are none."""
-    concepts, base = read_concepts(), None
-    if config.data is not None:
-        if not config.data.is_dir():
-            raise FileNotFoundError(f"no folder {config.data}: give --data with photos/, images/, sounds/, esc10/ and "
-                                    "panoramas/, or --data None --clips.shards with packed clips")
-        cache = Path("cache") / f"sounds-{config.split}.npz"
-        base = Collection(read_items(split=config.split), config.data, concepts, cache)
-    if config.clips.shards is not None:
-        return ClipCollection(config.clips, config.split, concepts, base)
-    if base is None:
-        raise FileNotFoundError("nothing to evaluate on: give --data, --clips.shards or both")
-    return base
-
-
 def evaluate(config: EvaluateConfig, more: Callable[[Localizer], list] = lambda localizer: [],
              negatives: Sequence[str] = NEGATIVES) -> dict:
     """Prints the tables, writes the JSON file if one is wanted, and returns the figures.
@@ -293,10 +276,12 @@ def evaluate(config: EvaluateConfig, more: Callable[[Localizer], list] = lambda 
         more: further methods, made of the localizer, as the rows before ours.
         negatives: which of NEGATIVES to try.
     """
-    collection, localizer = make_collection(config), Localizer(config.models, view_size=config.view_size)
+    concepts = read_concepts()
+    collection = open_collection(config.data, config.clips, config.split, concepts)
+    localizer = Localizer(config.models, view_size=config.view_size)
     generator = SceneGenerator(collection, config.seed, config.visible, config.least_photos, config.least_sounds)
     methods = [Chance(), Centre(), WholeImage(), Saliency(), SightOnly(localizer), *more(localizer), Ours(localizer)]
-    label_of = {concept.name: concept.label for concept in read_concepts()}
+    label_of = {concept.name: concept.label for concept in concepts}
     report = {"machine": platform.processor() or platform.machine(), "providers": localizer.providers,
               "step": localizer.manifest["training"]["step"], "seed": config.seed, "split": config.split,
               "concepts": {"visible": generator.lookable, "sounding": generator.audible},
@@ -312,8 +297,7 @@ def evaluate(config: EvaluateConfig, more: Callable[[Localizer], list] = lambda 
     if config.json:
         config.json.parent.mkdir(parents=True, exist_ok=True)
         config.json.write_text(json.dumps(report, indent=1) + "\n")
-    if isinstance(collection, ClipCollection):
-        collection.close()
+    collection.close()
     return report
 
 

@@ -59,6 +59,9 @@ class Collection:
             np.savez(cache, names=names, samples=np.concatenate(decoded), offsets=offsets)
         return dict(zip(names, decoded))
 
+    def close(self) -> None:
+        """Nothing of it is held by others: see ClipCollection."""
+
     def scene(self, key: tuple[int, ...]) -> Collection:
         """What the scene that `key` stands for takes its items from: this collection, since its items never change."""
         return self

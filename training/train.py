@@ -42,8 +42,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from training import losses
-from training.clip_collection import ClipCollection, ClipsConfig
-from training.data import Concept, read_concepts, read_items, read_more_sounds
+from training.clip_collection import ClipCollection, ClipsConfig, open_collection
+from training.data import Concept, read_concepts, read_more_sounds
 from training.mixing import Collection, MixConfig, SceneMixer
 from training.networks import AudioEncoder, VisualEncoder, depthwise_in_float32, freeze_norms, prototypes
 from training.pictures import scene_picture
@@ -158,20 +158,26 @@ def loss_terms(visual, audio, batch, frame, config: TrainConfig) -> dict[str, lo
         terms[name], terms[f"{name}_nothing"] = losses.alignment(*flat[:2], labelled, frame)
         terms[f"{name}_gates"] = losses.open_gates(*flat[:2])
         others, known = heard if name == "visual" else seen
-        if len(videos):
-            video = (flat[2] - len(frame)).clamp_min(losses.IGNORE)
-            video = torch.where((video >= 0) & known[video.clamp_min(0)], video, losses.IGNORE)
+        # With clips in the run always, whatever this batch holds: the ranks must agree on the terms they reduce.
+        if len(videos) or config.clips.shards is not None:
+            video = flat[2] - len(frame)
+            video = torch.where(torch.isin(video, torch.nonzero(known)), video, losses.IGNORE)
             terms[f"{name}_video"], terms[f"{name}_video_nothing"] = losses.alignment(*flat[:2], video, others)
-        weight = losses.object_weights(*flat, torch.cat([frame, others.detach()]))
+        weight = losses.object_weights(*flat, _with_a_row(torch.cat([frame, others.detach()])))
         owned = torch.gather(concept, 2, owner.clamp_min(0).clamp_max(concept.shape[2] - 1))
         cluster = torch.where(owner >= 0, owned, owner)
         share = config.visual_share if name == "visual" else 1 - config.visual_share
         weight = _row_weights(weight.unflatten(0, concept.shape[:2]).flatten(1), cluster.flatten(1), config)
         rows.append((v.flatten(1, 2), cluster.flatten(1), share * weight))
     v, cluster, weight = (torch.cat(columns, dim=1) for columns in zip(*rows))
-    clustering = losses.deep_clustering(v, cluster, weight, clusters=len(frame) + len(videos))
+    clustering = losses.deep_clustering(v, cluster, weight, clusters=max(1, len(frame) + len(videos)))
     scenes = torch.tensor(float(len(audio)), device=audio.device)
     return {**terms, "clustering": losses.Mean(clustering * scenes, scenes)}
+
+
+def _with_a_row(table: torch.Tensor) -> torch.Tensor:
+    """A zero row more, for a batch in which nothing has a class: there is something to index, and it says nothing."""
+    return torch.cat([table, table.new_zeros(1, table.shape[1])])
 
 
 def _renumbered(concept: torch.Tensor, videos: torch.Tensor, first: int) -> torch.Tensor:
@@ -184,7 +190,7 @@ def _video_prototypes(parts: dict, name: str, frame, evidence, count: int) -> tu
     if name not in parts or not count:
         return frame.new_zeros(count, frame.shape[1]), torch.zeros(count, dtype=torch.bool, device=frame.device)
     v, owner, concept = (part.flatten(0, 1) for part in parts[name])
-    weight = losses.object_weights(v, owner, concept, torch.cat([frame, evidence.detach()]))
+    weight = losses.object_weights(v, owner, concept, _with_a_row(torch.cat([frame, evidence.detach()])))
     return losses.pooled_prototypes(v, owner, concept - len(frame), weight, count)
 
 
@@ -319,19 +325,9 @@ def make_fabric(config: TrainConfig) -> Fabric:
     return fabric
 
 
-def make_collection(config: TrainConfig, split: str) -> Collection | ClipCollection:
-    """What scenes of one split are mixed from: photographs and recordings, clips, or both."""
-    concepts, base = concepts_of(config), None
-    if config.data is not None:
-        items, cache = read_items(split=split), config.cache / f"sounds-{split}.npz"
-        if config.more_sounds is not None and split == "train":
-            items += read_more_sounds(config.more_sounds)
-        base = Collection(items, config.data, concepts, cache)
-    if config.clips.shards is not None:
-        return ClipCollection(config.clips, split, concepts, base)
-    if base is None:
-        raise ValueError("nothing to train on: give --data, --clips.shards or both")
-    return base
+def _collection(config: TrainConfig, split: str) -> Collection | ClipCollection:
+    more = read_more_sounds(config.more_sounds) if config.more_sounds is not None and split == "train" else []
+    return open_collection(config.data, config.clips, split, concepts_of(config), config.cache, more)
 
 
 def _loader(config: TrainConfig, collection, seed: int, first: int, count: int) -> DataLoader:
@@ -376,7 +372,7 @@ def train(config: TrainConfig) -> dict[str, float]:
     model, optimizer = build(config)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=moving_average(config.ema), use_buffers=True)
     # Before the run folder is made: missing data must leave nothing behind.
-    collections = {split: make_collection(config, split) for split in (config.split, "validation")}
+    collections = {split: _collection(config, split) for split in (config.split, "validation")}
     validation = _loader(config, collections["validation"], 1, 0, config.validation_scenes)
     step = _resume(config, model, average, optimizer) if config.run.exists() else 0
     first, remaining = (count * config.scenes * fabric.world_size for count in (step, config.steps - step))
@@ -409,8 +405,8 @@ def train(config: TrainConfig) -> dict[str, float]:
             _log(fabric, config.run / "log.jsonl", line)
     if not metrics and fabric.is_global_zero:  # the run had already ended
         metrics = validate(average.module, validation, frame, fabric)
-    for split, collection in collections.items() if config.clips.shards else ():
-        if fabric.is_global_zero:
+    for split, collection in collections.items():
+        if fabric.is_global_zero and config.clips.shards:
             print(collection.report(split))
         collection.close()
     return metrics

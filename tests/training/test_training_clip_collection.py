@@ -224,7 +224,8 @@ def test_a_run_on_clips_alone(tmp_path, labels):
     metrics = train(config)
     assert np.isnan(metrics["named"]) != labels and 0 <= metrics["gate_sound"] <= 1
     line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
-    assert ("audio_video" in line) != labels and np.isfinite(line["loss"])
+    labelled, videos = line["audio"] + line["visual"], line["audio_video"] + line["visual_video"]
+    assert (labelled > 0) == labels and (videos > 0) != labels and np.isfinite(line["loss"])
     assert read_configuration(["--config", str(tmp_path / "run" / "config.json")]) == config
     models = export.export(export.ExportConfig(tmp_path / "run", output=tmp_path / "models", view_size=256))
     localizer = Localizer(models)
@@ -235,3 +236,18 @@ def test_a_run_on_clips_alone(tmp_path, labels):
         assert 1 <= len(localizer.labels) <= 2 and set(localizer.labels) <= {"dog barking", "violin", "train"}
         np.testing.assert_allclose(np.linalg.norm(localizer.prototypes, axis=1), 1, atol=1e-3)
     assert localizer.localize(np.zeros((128, 256, 3), np.uint8), np.zeros(32000), 32000).active is False
+
+
+@pytest.mark.parametrize("concepts", [0, len(CONCEPTS)])
+def test_a_batch_without_any_video_has_the_terms_of_one_with_videos(concepts):
+    """Ranks reduce their terms together: one whose batch happens to be silent and empty must have the same ones."""
+    config = TrainConfig(clips=ClipsConfig(Path("shards")))
+    frame, v = prototypes(concepts, 96), torch.nn.functional.normalize(torch.randn(2, 1, 16, 96), dim=-1)
+    empty = {key: torch.full_like(value, losses.IGNORE if "concept" in key else losses.BACKGROUND)
+             for key, value in video_batch().items()}
+    v.requires_grad_()
+    terms = loss_terms(v, v, empty, frame, config)
+    assert terms.keys() == loss_terms(v, v, video_batch(), frame, config).keys()
+    assert terms["visual_video"].count == terms["audio_video"].count == 0
+    total_loss({name: mean.value for name, mean in terms.items()}, 10**6, config).backward()
+    assert v.grad.isfinite().all()

@@ -102,9 +102,9 @@ def test_the_rows_that_do_not_listen_answer_without_the_sound():
 
 def test_missing_data_is_said_clearly(tmp_path):
     with pytest.raises(FileNotFoundError, match="--clips.shards"):
-        evaluate.make_collection(EvaluateConfig(data=tmp_path / "nowhere"))
+        evaluate.evaluate(EvaluateConfig(data=tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="--data, --clips.shards"):
-        evaluate.make_collection(EvaluateConfig(data=None))
+        evaluate.evaluate(EvaluateConfig(data=None))
 
 
 @pytest.mark.shared
