@@ -12,6 +12,9 @@ from avssl_ros.geometry import angle_between, direction_to_vector, vector_to_dir
 from avssl_ros.scene import Event, Source, Unseen
 
 SMOOTHING_SECONDS = 0.25  # time constant of direction and confidence
+# The longest time that one frame speaks for. Where frames are dropped or the rate is low, a single frame in which
+# something else lights up would otherwise outweigh all before it.
+FRAME_SECONDS = 0.1
 CHANGE_DEG = 15.0  # a source that moved this far since it was last announced is announced again
 
 
@@ -112,8 +115,9 @@ class Tracker:
         return {int(track): int(source) for track, source in pairs if angle[track, source] <= limit}
 
     def _advance(self, track: _Track, seen: Source | None, time: float) -> None:
-        keep = float(np.exp(-max(time - track.last_time, 0.0) / SMOOTHING_SECONDS))
+        passed = max(time - track.last_time, 0.0)
         track.last_time = time
+        keep = float(np.exp(-(passed if seen is None else min(passed, FRAME_SECONDS)) / SMOOTHING_SECONDS))
         if seen is None:
             blank = np.zeros_like(track.source.map)
             track.source = replace(track.source, confidence=keep * track.source.confidence, map=blank)

@@ -36,6 +36,17 @@ def test_a_single_frame_is_no_source():
     assert not any(published) and not events
 
 
+@pytest.mark.parametrize("rate", [10.0, 5.0, 3.0])
+def test_a_blip_of_two_frames_is_no_source_at_any_rate(rate):
+    """Dropped frames make the time between two longer, and must not make two frames weigh more."""
+    tracker = Tracker()
+    frames = [[]] * 5 + [[source(0.5)]] * 2 + [[]] * 3
+    published = [tracker.update(tuple(sources), index / rate)[0] for index, sources in enumerate(frames)]
+    assert not any(published)
+    lasting = [tracker.update((source(0.5),), 10 + index / rate)[0] for index in range(6)]
+    assert lasting[-1] and not lasting[1]
+
+
 def test_a_short_gap_keeps_the_identity_and_a_long_one_ends_it():
     frames = [[source(0.5)]] * 5 + [[]] * 3 + [[source(0.5)]] * 5 + [[]] * 8
     published, events = play(Tracker(), frames)
