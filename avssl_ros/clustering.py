@@ -25,7 +25,8 @@ NEUTRAL_DECISION = {
     "audio_gate": 0.2,  # smallest gate of a time-frequency patch that takes part
     "same_cosine": 0.5,  # time-frequency patches closer than this may share a cluster
     "smallest_share": 0.12,  # clusters with less of the sound's weight are strays
-    "source": {"bias": 1.0, "weights": [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]},  # see fusion.confidences
+    "source": {"bias": 1.0, "weights": [1.0, 1.0] + 14 * [0.0]},  # see fusion.confidences
+    "stream": {"bias": 1.0, "weights": [1.0, 1.0] + 14 * [0.0]},  # the same for what sounds in the last moment
     "unseen": {"bias": -3.0, "weights": [6.0, 0.0]},
     "publish": 0.3,  # smallest confidence of a source
     "publish_unseen": 0.5,  # and of a sound that is not in view

@@ -1,12 +1,14 @@
 """From clusters to sources: one map on the sphere, regions in it, directions, confidences.
 
 An image patch speaks for a sound as far as both belong to the same prototypes. The patches of all views are blended
-onto one grid, where a source is the connected region around a peak.
+onto one grid, where a source is the connected region around a peak. What it explains of the sound is set aside before
+the next source is looked for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -17,7 +19,11 @@ from avssl_ros.geometry import direction_to_vector, vector_to_direction
 REGION_LEVEL = 0.5  # of its peak: where a region ends
 REGIONS = 3  # candidates looked at for each sound
 PEAK_CELLS = 15  # two maxima nearer than half of this (10 degrees on the sphere) are one
-LIKELY_CONCEPTS = 6  # of a sound that are looked for
+LIKELY_CONCEPTS = 8  # of what is heard that are looked for
+ROUNDS = 8  # things looked for, one after another
+APART = np.radians(15)  # what is nearer to something found already is no other source
+LEAST_LEFT = 0.03  # of what is heard: where so little is unexplained, nothing more is looked for
+CLEARLY_SEEN = 0.5  # cosine times gate to a prototype
 WEAKEST_PEAK = 0.2  # of the strongest: weaker maxima are no candidates
 
 
@@ -26,7 +32,7 @@ class Surface:
     """The grid that maps are drawn on: the sphere, or the plane of an ordinary image.
 
     Attributes:
-        azimuth, elevation: (h, w) radians of the cells.
+        azimuth, elevation: (h, w) radians of the cells; `vectors` (h, w, 3) the same as unit vectors.
         area: (h, w) solid angle of the cells, relative.
         wraps: whether the last column touches the first.
         project: patch values (K, P) to maps (K, h, w).
@@ -37,6 +43,10 @@ class Surface:
     area: np.ndarray
     wraps: bool
     project: object
+    vectors: np.ndarray = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "vectors", direction_to_vector(self.azimuth, self.elevation))
 
 
 @dataclass(frozen=True)
@@ -57,26 +67,14 @@ class Candidate:
     Attributes:
         region: where, and how strong.
         concept: index of the concept that speaks most for it.
-        features: (F,) for its confidence, see `candidates`.
+        sound: the cluster that has most of this concept.
+        features: (F,) for its confidence, see `_features`.
     """
 
     region: Region
     concept: int
+    sound: Cluster
     features: np.ndarray
-
-
-def evidence_maps(visual: np.ndarray, concepts: np.ndarray, prototypes: np.ndarray, surface: Surface):
-    """Maps (K, h, w) of what a sound and the view share, for the sound's likeliest concepts (K,), likeliest first.
-
-    A map holds the probability that the sound is of the concept, times cosine and gate of what is seen there to its
-    prototype, negative values cut.
-
-    Args:
-        visual: (P, D) embeddings of image patches. concepts: (C,) of a Cluster. prototypes: (C, D).
-    """
-    likely = np.argsort(-concepts)[:LIKELY_CONCEPTS]
-    shared = np.maximum(visual @ prototypes[likely].T, 0.0) * concepts[likely]
-    return likely, surface.project(shared.T)
 
 
 def find_regions(evidence: np.ndarray, surface: Surface, count: int = REGIONS) -> list[Region]:
@@ -115,34 +113,85 @@ def _connected(values: np.ndarray, row: int, column: int, level: float, wraps: b
 
 def _region(evidence: np.ndarray, mask: np.ndarray, peak: float, surface: Surface) -> Region:
     weight = evidence[mask] ** 2 * surface.area[mask]
-    vectors = direction_to_vector(surface.azimuth[mask], surface.elevation[mask])
-    centre = weight @ vectors
+    centre = weight @ surface.vectors[mask]
     azimuth, elevation = vector_to_direction(centre)
     # A spherical cap of the same solid angle: area = 2 pi (1 - cos extent).
     cap = np.clip(1 - float(surface.area[mask].sum()) / (2 * np.pi), -1.0, 1.0)
     return Region(float(azimuth), float(elevation), float(np.arccos(cap)), peak, mask)
 
 
-def candidates(visual: np.ndarray, cluster: Cluster, prototypes: np.ndarray, surface: Surface):
-    """The map (h, w) of a sound and its Candidates, strongest first.
+def heard_concepts(clusters: Sequence[Cluster]) -> np.ndarray:
+    """(C,) of how much of all that is heard is of each concept; the rest to 1 is nothing."""
+    return np.average([sound.concepts for sound in clusters], axis=0, weights=[sound.share for sound in clusters])
 
-    Their features: log of the peak; lead over the other regions (log ratio); what is seen there (cosine times gate to
-    the concept's prototype), alone, times the sound's gate, and its log; the sound's gate; its share.
+
+def explain(visual: np.ndarray, clusters: Sequence[Cluster], prototypes: np.ndarray, surface: Surface):
+    """Finds what is in view for what is heard, one thing after another, as matching pursuit does (Mallat, Zhang 1993).
+
+    A map holds, for each direction, the sum over concepts of the probability that it is heard, times cosine and gate of
+    what is seen there to its prototype. Its strongest region explains the concept that speaks most for it; the next
+    round looks elsewhere, with what is left of the sound. So what is heard faintly beside something loud gets a map of
+    its own, and what is in view decides between concepts that sound alike.
+
+    Args:
+        visual: (P, D) embeddings of image patches. clusters: one or more. prototypes: (C, D).
+
+    Yields:
+        The map (h, w) of each round and its Candidates, strongest first.
     """
-    likely, maps = evidence_maps(visual, cluster.concepts, prototypes, surface)
-    evidence = maps.max(axis=0)
-    regions = find_regions(evidence, surface)
-    found = []
-    for region in regions:
-        others = max((other.peak for other in regions if other is not region), default=0.0)
-        lead = np.clip(np.log((region.peak + 0.02) / (others + 0.02)), -3.0, 3.0)
-        winner = int(maps[:, region.mask].max(axis=1).argmax())
-        concept = int(likely[winner])
-        seen = region.peak / max(float(cluster.concepts[concept]), 1e-6)
-        row = [np.log(region.peak + 0.02), lead, seen, seen * cluster.gate, np.log(seen + 0.05),
-               cluster.gate, cluster.share]  # fmt: skip
-        found.append(Candidate(region, concept, np.array(row)))
-    return evidence, found
+    heard = heard_concepts(clusters)
+    likely = np.argsort(-heard)[:LIKELY_CONCEPTS]
+    maps = surface.project(np.maximum(visual @ prototypes[likely].T, 0.0).T)
+    missing = float(heard[likely] @ np.clip(1.0 - maps.reshape(len(likely), -1).max(axis=1) / CLEARLY_SEEN, 0.0, 1.0))
+    left, taken = heard[likely].astype(np.float32), np.zeros(surface.azimuth.shape, bool)
+    for _ in range(ROUNDS):
+        evidence = np.tensordot(left, maps, 1)
+        explained = float(evidence[taken].max()) if taken.any() else None
+        evidence[taken] = 0.0
+        found = []
+        regions = find_regions(evidence, surface)
+        for region in regions:
+            spoken = left * maps[:, region.mask].max(axis=1)  # what each concept says for the region
+            winner = int(spoken.argmax())
+            sound = max(clusters, key=lambda cluster: cluster.concepts[likely[winner]] * cluster.share)
+            others = max((other.peak for other in regions if other is not region), default=0.0)
+            row = _features(region, spoken / np.maximum(left, 1e-9), left, winner, sound, others, explained)
+            row += [float(left.sum() / heard.sum()), missing, float(heard.max())]
+            found.append(Candidate(region, int(likely[winner]), sound, np.array(row)))
+        if not found:
+            return
+        yield evidence, found
+        first = found[0]
+        left[likely == first.concept] = 0.0
+        centre = direction_to_vector(first.region.azimuth, first.region.elevation)
+        taken |= first.region.mask | (surface.vectors @ centre > np.cos(APART))
+        if left.sum() < LEAST_LEFT:
+            return
+
+
+def _features(region, seen, left, winner: int, sound: Cluster, others: float, explained: float | None) -> list[float]:
+    """What the confidence of a candidate rests on; `explain` adds what is the same for all of a round.
+
+    Log of the peak; lead over the other regions and over what earlier rounds took (log ratios); what is seen of the
+    concept, alone, its log, and times the sound's gate; how much of it is heard, and its log; gate and share of the
+    sound; whether something was found before; how much of what speaks for the region this concept is; size of the
+    region.
+    """
+    most, heard = float(seen[winner]), float(left[winner])
+    return [
+        np.log(region.peak + 0.02),
+        _lead(region.peak, others),
+        0.0 if explained is None else _lead(region.peak, explained),
+        most, np.log(most + 0.05), most * sound.gate,
+        heard, np.log(heard + 0.02), sound.gate, sound.share,
+        float(explained is not None),
+        heard * most / max(float(left @ seen), 1e-6),
+        region.extent,
+    ]  # fmt: skip
+
+
+def _lead(peak: float, other: float) -> float:
+    return float(np.clip(np.log((peak + 0.02) / (other + 0.02)), -3.0, 3.0))
 
 
 def unseen_features(cluster: Cluster) -> np.ndarray:
@@ -151,7 +200,7 @@ def unseen_features(cluster: Cluster) -> np.ndarray:
 
 
 def confidences(features: np.ndarray, model: dict) -> np.ndarray:
-    """Probabilities (N,) that each of N candidates (N, F) makes a sound that one of them makes, or none.
+    """Probabilities (N,) that each of N candidates (N, F) of one round makes the sound: one of them does, or none.
 
     Conditional logit (McFadden 1974), fitted by training/calibrate.py on validation scenes: with scores s the candidate
     i has exp(s_i) / (1 + sum of exp(s)). For a single candidate this is logistic regression.

@@ -80,19 +80,23 @@ class ViewLayout:
     Attributes:
         azimuths_deg: azimuth of each view's centre, degrees, counter-clockwise.
         elevation_deg: elevation of all centres, degrees.
-        fov_deg: horizontal and vertical field of view, degrees, 30..150.
+        fov_deg: horizontal field of view, degrees, 30..150.
+        vertical_fov_deg: vertical field of view, degrees, 30..150. What sounds stands near the horizon: pixels spent
+            there resolve more than pixels spent on ceiling and floor.
     """
 
     azimuths_deg: tuple[float, ...] = (0.0, 90.0, 180.0, 270.0)
     elevation_deg: float = 0.0
     fov_deg: float = 100.0
+    vertical_fov_deg: float = 77.0
 
     def __post_init__(self):
         azimuths = tuple(float(azimuth) for azimuth in self.azimuths_deg)
         if not 1 <= len(azimuths) <= 36 or not np.all(np.isfinite(azimuths)):
             raise ValueError(f"view azimuths must be 1..36 finite degrees, got {self.azimuths_deg!r}")
-        if not 30.0 <= self.fov_deg <= 150.0:
-            raise ValueError(f"view field of view must be 30..150 degrees, got {self.fov_deg}")
+        for name in ("fov_deg", "vertical_fov_deg"):
+            if not 30.0 <= getattr(self, name) <= 150.0:
+                raise ValueError(f"view {name} must be 30..150 degrees, got {getattr(self, name)}")
         if not -90.0 <= self.elevation_deg <= 90.0:
             raise ValueError(f"view elevation must be -90..90 degrees, got {self.elevation_deg}")
         object.__setattr__(self, "azimuths_deg", azimuths)
@@ -100,22 +104,34 @@ class ViewLayout:
     def __len__(self) -> int:
         return len(self.azimuths_deg)
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Horizontal and vertical half width of a view's image plane, for a focal length of 1."""
+        across, up = np.tan(np.radians([self.fov_deg, self.vertical_fov_deg]) / 2)
+        return float(across), float(up)
+
+    def view_shape(self, size: int, multiple: int = 32) -> tuple[int, int]:
+        """(height, width) in pixels of a view `size` wide: square pixels, but for rounding to the `multiple`."""
+        across, up = self.limits
+        return max(multiple, round(size * up / across / multiple) * multiple), size
+
 
 @lru_cache(maxsize=16)
-def sampling_map(layout: ViewLayout, size: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+def sampling_map(layout: ViewLayout, shape: tuple[int, int], width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     """cv2.remap maps that cut all views of `layout`, stacked vertically, from an image of `width` x `height`.
 
-    The coordinates are py360convert's (`utils.xyzpers`), computed once for each layout and image size.
+    A view has `shape` (height, width). The coordinates are py360convert's (`utils.xyzpers`), computed once for each
+    layout and image size.
 
     Returns:
-        Two fixed-point maps for an output of shape (views * size, size), for cv2.BORDER_WRAP: columns from width - 1 to
-        width lie between the last column and the first.
+        Two fixed-point maps for an output of (views * shape[0], shape[1]), for cv2.BORDER_WRAP: columns from width - 1
+        to width lie between the last column and the first.
     """
     columns, rows = [], []
-    fov = np.radians(layout.fov_deg)
+    fov = np.radians([layout.fov_deg, layout.vertical_fov_deg])
     for azimuth_deg in layout.azimuths_deg:
         # py360convert.e2p takes clockwise degrees and hands their negative to xyzpers, so this is REP-103's sign.
-        xyz = py360.xyzpers(fov, fov, np.radians(azimuth_deg), np.radians(layout.elevation_deg), (size, size), 0.0)
+        xyz = py360.xyzpers(*fov, np.radians(azimuth_deg), np.radians(layout.elevation_deg), shape, 0.0)
         column, row = py360.uv2coor(*py360.xyz2uv(xyz), height, width)
         columns.append(column[..., 0])
         rows.append(row[..., 0])
@@ -124,21 +140,19 @@ def sampling_map(layout: ViewLayout, size: int, width: int, height: int) -> tupl
     return cv2.convertMaps(map_x, map_y, cv2.CV_16SC2)
 
 
-def cut_views(image: np.ndarray, layout: ViewLayout, size: int) -> np.ndarray:
-    """Perspective views (views, size, size, 3) uint8 of an equirectangular image (H, W, 3) uint8, in one pass."""
+def cut_views(image: np.ndarray, layout: ViewLayout, shape: tuple[int, int]) -> np.ndarray:
+    """Perspective views (views, *shape, 3) uint8 of an equirectangular image (H, W, 3) uint8, in one pass."""
     height, width = image.shape[:2]
-    map_1, map_2 = sampling_map(layout, size, width, height)
+    map_1, map_2 = sampling_map(layout, shape, width, height)
     views = cv2.remap(image, map_1, map_2, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-    return views.reshape(len(layout), size, size, *image.shape[2:])
+    return views.reshape(len(layout), *shape, *image.shape[2:])
 
 
 @lru_cache(maxsize=16)
-def patch_directions(layout: ViewLayout, size: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Azimuth and elevation (views, size/stride, size/stride) in radians of the patch centres of all views."""
-    limit = np.tan(np.radians(layout.fov_deg) / 2)
-    centres = np.arange(size // stride) * stride + (stride - 1) / 2
-    plane = -limit + 2 * limit * centres / (size - 1)  # xyzpers puts the first and last pixel centre on the view's edge
-    left, up = np.meshgrid(-plane, -plane)
+def patch_directions(layout: ViewLayout, shape: tuple[int, int], stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Azimuth and elevation (views, rows, columns) in radians of the patch centres of all views of `shape`."""
+    (rows, columns), (across, high) = shape, layout.limits
+    left, up = np.meshgrid(-_patch_centres(columns, stride) * across, -_patch_centres(rows, stride) * high)
     forward = np.stack([np.ones_like(left), left, up], axis=-1)
     pitch, yaws = np.radians(layout.elevation_deg), np.radians(layout.azimuths_deg)
     tilt = np.array([[np.cos(pitch), 0, -np.sin(pitch)], [0, 1, 0], [np.sin(pitch), 0, np.cos(pitch)]])
@@ -149,13 +163,18 @@ def patch_directions(layout: ViewLayout, size: int, stride: int) -> tuple[np.nda
     return vector_to_direction(np.stack(vectors))
 
 
+def _patch_centres(size: int, stride: int) -> np.ndarray:
+    """-1..1 along a view: xyzpers puts the first and last pixel centre on the view's edge."""
+    return 2 * (np.arange(size // stride) * stride + (stride - 1) / 2) / (size - 1) - 1
+
+
 @dataclass(frozen=True)
 class SphereGrid:
     """The way back: patch values of overlapping views blended onto an equirectangular grid.
 
     Attributes:
-        weights: sparse (h * w, views * patches ** 2) float32: bilinear weight x the view's blending weight; a row sums
-            to 1 where `seen` and to 0 elsewhere.
+        weights: sparse (h * w, views * patches of a view) float32: bilinear weight x the view's blending weight; a row
+            sums to 1 where `seen` and to 0 elsewhere.
         seen: (h, w) bool, False where no view looks.
     """
 
@@ -163,41 +182,41 @@ class SphereGrid:
     seen: np.ndarray
 
     def project(self, values: np.ndarray) -> np.ndarray:
-        """Maps (K, h, w) float32 on the sphere of K patch value arrays (K, views * patches ** 2)."""
+        """Maps (K, h, w) float32 on the sphere of K patch value arrays (K, views * patches of a view)."""
         maps = self.weights @ np.ascontiguousarray(values.T, dtype=np.float32)
         return np.ascontiguousarray(maps.T).reshape(len(values), *self.seen.shape)
 
 
 @lru_cache(maxsize=16)
-def sphere_grid(layout: ViewLayout, patches: int, width: int) -> SphereGrid:
-    """The grid of `width` x `width / 2` cells for views of `patches` x `patches`; computed once for each layout.
+def sphere_grid(layout: ViewLayout, patches: tuple[int, int], width: int) -> SphereGrid:
+    """The grid of `width` x `width / 2` cells for views of `patches` (rows, columns); computed once for each layout.
 
     Views fade out towards their edges, where perspective stretches most, so that a source seen by two views is
     blended rather than doubled.
     """
     height = width // 2
     azimuth, elevation = pixel_to_direction(*np.meshgrid(np.arange(width), np.arange(height)), width, height)
-    limit = np.tan(np.radians(layout.fov_deg) / 2)
+    (rows, columns), (across, high) = patches, layout.limits
     index, weight = [], []
     for view, yaw in enumerate(np.radians(layout.azimuths_deg)):
         ahead, left, up = _view_coordinates(azimuth, elevation, yaw, np.radians(layout.elevation_deg))
         with np.errstate(divide="ignore", invalid="ignore"):
-            x, y = -left / ahead / limit, -up / ahead / limit
+            x, y = -left / ahead / across, -up / ahead / high
         inside = (ahead > 1e-6) & (np.abs(x) <= 1) & (np.abs(y) <= 1)
         x, y = np.where(inside, x, 0.0), np.where(inside, y, 0.0)
         fade = np.where(inside, np.minimum(1 - np.abs(x), 1 - np.abs(y)) + 0.02, 0.0)
-        corner, bilinear = _bilinear((x + 1) / 2 * patches - 0.5, (y + 1) / 2 * patches - 0.5, patches)
-        index.append(corner + view * patches * patches)
+        corner, bilinear = _bilinear((x + 1) / 2 * columns - 0.5, (y + 1) / 2 * rows - 0.5, rows, columns)
+        index.append(corner + view * rows * columns)
         weight.append(bilinear * fade[..., None])
     index = np.stack(index, axis=2).reshape(height * width, -1)
     weight = np.stack(weight, axis=2).reshape(height * width, -1)
     total = weight.sum(axis=1, keepdims=True)
-    rows = np.broadcast_to(np.arange(height * width)[:, None], index.shape)
+    cell = np.broadcast_to(np.arange(height * width)[:, None], index.shape)
     entries = (weight / np.maximum(total, 1e-9)).astype(np.float32)
     used = entries > 0
-    shape = (height * width, len(layout) * patches * patches)
+    shape = (height * width, len(layout) * rows * columns)
     return SphereGrid(
-        sparse.csr_array((entries[used], (rows[used], index[used])), shape=shape), (total > 0).reshape(height, width)
+        sparse.csr_array((entries[used], (cell[used], index[used])), shape=shape), (total > 0).reshape(height, width)
     )
 
 
@@ -207,11 +226,12 @@ def _view_coordinates(azimuth, elevation, yaw: float, pitch: float):
     return x * np.cos(pitch) + z * np.sin(pitch), y, z * np.cos(pitch) - x * np.sin(pitch)
 
 
-def _bilinear(x, y, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Flat indices (..., 4) and weights (..., 4) of the four cells around (x, y) on a size x size grid."""
-    x, y = np.clip(x, 0, size - 1), np.clip(y, 0, size - 1)
-    x0, y0 = np.minimum(np.floor(x), size - 2).astype(int), np.minimum(np.floor(y), size - 2).astype(int)
+def _bilinear(x, y, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices (..., 4) and weights (..., 4) of the four cells around (x, y) on a rows x columns grid."""
+    x, y = np.clip(x, 0, columns - 1), np.clip(y, 0, rows - 1)
+    x0, y0 = np.minimum(np.floor(x), columns - 2).astype(int), np.minimum(np.floor(y), rows - 2).astype(int)
     dx, dy = x - x0, y - y0
-    index = np.stack([y0 * size + x0, y0 * size + x0 + 1, (y0 + 1) * size + x0, (y0 + 1) * size + x0 + 1], axis=-1)
+    above, below = y0 * columns + x0, (y0 + 1) * columns + x0
+    index = np.stack([above, above + 1, below, below + 1], axis=-1)
     weight = np.stack([(1 - dx) * (1 - dy), dx * (1 - dy), (1 - dx) * dy, dx * dy], axis=-1)
     return index, weight

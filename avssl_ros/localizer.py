@@ -39,7 +39,7 @@ class Localizer:
         threads: CPU threads of the networks; None leaves it to ONNX Runtime.
         layout: perspective views cut from an equirectangular image; None for four at 0, 90, 180 and 270 degrees.
         fov_deg: horizontal field of view of images with projection="perspective", degrees, 20..160.
-        view_size: pixels of a view's side, a multiple of 32 from 64 to 1024; None for the model's own. A larger one
+        view_size: pixels of a view's width, a multiple of 32 from 64 to 1024; None for the model's own. A larger one
             finds smaller things and costs more time.
 
     Raises:
@@ -93,11 +93,10 @@ class Localizer:
         if clusters is None:
             return Localization((), np.zeros(surface.azimuth.shape, np.float32), (), active=False)
         clusters, visual = clusters
-        sources, unseen = [], []
-        for sound in clusters:
-            found = self._sources(sound, visual, surface, publish)
-            sources += found
-            unseen += [] if found else self._unseen(sound)
+        model = self.decision["source" if recent is None else "stream"]
+        sources, heard = self._sources(clusters, visual, surface, publish, model)
+        in_view = {id(sound) for sound in heard}
+        unseen = [found for sound in clusters if id(sound) not in in_view for found in self._unseen(sound)]
         sources = _without_doubles(sources)
         maps = [source.map for source in sources]
         joint = np.max(maps, axis=0) if maps else np.zeros(surface.azimuth.shape, np.float32)
@@ -107,7 +106,9 @@ class Localizer:
         """The views (N, H, W, 3) uint8 that the network sees of a checked image, and the surface of their maps."""
         size, stride = self.view_size, self.encoders.stride
         if projection == "equirectangular":
-            return cut_views(image, self.layout, size), sphere_surface(self.layout, size // stride)
+            shape = self.layout.view_shape(size)
+            patches = shape[0] // stride, shape[1] // stride
+            return cut_views(image, self.layout, shape), sphere_surface(self.layout, patches)
         view = fit_to_network(image, size)
         rows, columns = view.shape[0] // stride, view.shape[1] // stride
         return view[None], plane_surface(rows, columns, image.shape[0] / image.shape[1], self.fov_deg)
@@ -134,19 +135,22 @@ class Localizer:
         dimensions = self.encoders.dimensions
         return cluster(audio.reshape(-1, dimensions), weight.ravel(), self.prototypes, decision), visual
 
-    def _sources(self, sound: Cluster, visual: np.ndarray, surface: fusion.Surface, publish: float) -> list[Source]:
-        evidence, found = fusion.candidates(visual, sound, self.prototypes, surface)
-        if not found:
-            return []
-        sources = []
-        confidences = fusion.confidences([candidate.features for candidate in found], self.decision["source"])
-        for candidate, confidence in zip(found, confidences.tolist()):
-            if confidence >= publish:
+    def _sources(self, clusters: list[Cluster], visual: np.ndarray, surface: fusion.Surface, publish: float, model):
+        """Sources of one moment, and the clusters that they make."""
+        sources, heard = [], []
+        for evidence, found in fusion.explain(visual, clusters, self.prototypes, surface) if clusters else ():
+            confidences = fusion.confidences([candidate.features for candidate in found], model)
+            if confidences.max() < publish:  # what is heard less clearly will not be surer
+                break
+            for candidate, confidence in zip(found, confidences.tolist()):
+                if confidence < publish:
+                    continue
                 region, concept = candidate.region, candidate.concept
                 drawn = np.where(region.mask, np.clip(evidence / region.peak, 0, 1) * confidence, 0).astype(np.float32)
-                sources.append(Source(region.azimuth, region.elevation, region.extent, confidence,
-                                      self.labels[concept], concept, sound.centroid.astype(np.float32), drawn))
-        return sources
+                sources.append(Source(region.azimuth, region.elevation, region.extent, confidence, self.labels[concept],
+                                      concept, candidate.sound.centroid.astype(np.float32), drawn))
+                heard.append(candidate.sound)
+        return sources, heard
 
     def _unseen(self, sound: Cluster) -> list[Unseen]:
         class_id = int(sound.concepts.argmax())
@@ -244,7 +248,7 @@ def fit_to_network(image: np.ndarray, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def sphere_surface(layout: ViewLayout, patches: int) -> fusion.Surface:
+def sphere_surface(layout: ViewLayout, patches: tuple[int, int]) -> fusion.Surface:
     """The whole sphere, MAP_WIDTH cells around."""
     grid = sphere_grid(layout, patches, MAP_WIDTH)
     height, width = grid.seen.shape

@@ -22,7 +22,7 @@ from training.networks import AudioEncoder
 from training.scenes import Scene
 from training.train import TAGGER_FILE, concept_classes
 
-SIZE, STRIDE = 448, 32
+SIZE, STRIDE = 576, 32  # as many pixels to a degree as twice ours
 HEARD = 0.05  # probability of a tag that counts as heard
 
 
@@ -70,8 +70,9 @@ class LabelBridge:
         chosen = [int(c) for c in np.argsort(-heard)[:count] if heard[c] > HEARD]
         if not chosen:
             return []
-        seen = self.see(cut_views(scene.image, self.layout, SIZE))
-        surface = sphere_surface(self.layout, SIZE // STRIDE)
+        rows, columns = self.layout.view_shape(SIZE)
+        seen = self.see(cut_views(scene.image, self.layout, (rows, columns)))
+        surface = sphere_surface(self.layout, (rows // STRIDE, columns // STRIDE))
         answers = []
         for concept, evidence in zip(chosen, surface.project(seen[:, chosen].T.astype(np.float32))):
             for region in fusion.find_regions(evidence, surface, 1):

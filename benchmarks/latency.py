@@ -31,7 +31,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from unittest import mock
@@ -67,6 +67,7 @@ WIDTH = 1920  # of the main comparison's images
 JPEG_QUALITY = 90  # the scene player's
 PERIOD = 0.1  # seconds between two frames of the stream
 SETTLED = 0.6  # seconds after a sound of the scene began
+OTHERS_SIZE = 224  # pixels of the views that the other networks take
 WARM_UP = 3  # runs of each contender before the first that counts
 ENCODERS = ("visual encoder", "audio encoder")
 EZVSL, DENSEAV = "EZ-VSL, both networks", "DenseAV, image network"
@@ -293,13 +294,14 @@ def comparison(threads: int, moments: Moments, config: BenchmarkConfig, networks
     localizer = Localizer(threads=threads)
     encoders, layout = localizer.encoders, localizer.layout
     image, sound = moments.images[0], features.as_mono(moments.sounds[0], moments.rate)
-    views, mel = cut_views(image, layout, encoders.size), features.log_mel(sound)[None]
+    shape = layout.view_shape(encoders.size)
+    views, mel = cut_views(image, layout, shape), features.log_mel(sound)[None]
     contenders = {
         OURS: Step(localizer, moments),
         FLOOR: lambda: (encoders.visual(views), encoders.audio(mel)),
-        PROJECTION: lambda: cut_views(image, layout, encoders.size),
-        E2P: lambda: e2p(image, layout, encoders.size),
-        **(baseline_contenders(networks, views, threads) if networks else {}),
+        PROJECTION: lambda: cut_views(image, layout, shape),
+        E2P: lambda: e2p(image, layout, shape),
+        **(baseline_contenders(networks, square_views(image, layout), threads) if networks else {}),
     }
     result = summaries(contenders, config.repeats, f"{threads} thread(s)", {DENSEAV: config.slow_every})
     # What ran alone is no step: its one stage is its whole.
@@ -307,10 +309,15 @@ def comparison(threads: int, moments: Moments, config: BenchmarkConfig, networks
             for name, row in result.items()} | {"sources_found": float(np.mean(contenders[OURS].found[WARM_UP:]))}
 
 
-def e2p(image: np.ndarray, layout: ViewLayout, size: int) -> list[np.ndarray]:
+def square_views(image: np.ndarray, layout: ViewLayout) -> np.ndarray:
+    """The same views as high as wide, in the size that the other systems' networks take."""
+    return cut_views(image, replace(layout, vertical_fov_deg=layout.fov_deg), (OTHERS_SIZE, OTHERS_SIZE))
+
+
+def e2p(image: np.ndarray, layout: ViewLayout, shape: tuple[int, int]) -> list[np.ndarray]:
     """The same views by py360convert, whose azimuth is clockwise."""
-    fov = (layout.fov_deg, layout.fov_deg)
-    return [py360convert.e2p(image, fov, -azimuth, layout.elevation_deg, (size, size))
+    fov = (layout.fov_deg, layout.vertical_fov_deg)
+    return [py360convert.e2p(image, fov, -azimuth, layout.elevation_deg, shape)
             for azimuth in layout.azimuths_deg]  # fmt: skip
 
 
@@ -334,7 +341,7 @@ def baseline_contenders(networks: Path, views: np.ndarray, threads: int) -> dict
                       for name in ("ezvsl.onnx", "denseav_image.onnx"))  # fmt: skip
     shape = ezvsl.get_inputs()[0].shape
     if list(shape) != [len(views), 3, *views.shape[1:3]]:
-        raise ValueError(f"{networks} holds networks for images {shape}, our views are {views.shape}; build them again")
+        raise ValueError(f"{networks} holds networks for images {shape}, the views are {views.shape}; build them again")
     image = np.ascontiguousarray(views.transpose(0, 3, 1, 2), dtype=np.float32) / 127.5 - 1
     spectrogram = np.random.default_rng(0).standard_normal(ezvsl.get_inputs()[1].shape).astype(np.float32)
     return {EZVSL: lambda: ezvsl.run(None, {"image": image, "spectrogram": spectrogram}),
@@ -413,7 +420,8 @@ def growth_in_size(localizer: Localizer, moments: Moments, config: BenchmarkConf
 def growth_in_sources(localizer: Localizer, moments: Moments, config: BenchmarkConfig) -> dict:
     """Made-up embeddings through the real clustering, fusion and tracking, with the number of sources told at last.
 
-    A stream asks a sound for such a share of the last moment that three at most are told apart; here that is lifted.
+    A stream asks a sound for such a share of the last moment that three at most are told apart, and for a confidence
+    that shares of 1/8 do not reach; here both are lifted.
     """
     noise = (0.1 * np.random.default_rng(0).standard_normal(len(moments.sounds[0]))).astype(np.float32)
     given = Moments(moments.images[:1], [noise], moments.rate)
@@ -421,11 +429,15 @@ def growth_in_sources(localizer: Localizer, moments: Moments, config: BenchmarkC
     for sources in config.sources:
         variant = copy.copy(localizer)
         variant.encoders = MadeUpEncoders(localizer, sources)
-        variant.decision = {**localizer.decision, "smallest_share": 0.0}
+        variant.decision = {**localizer.decision, "smallest_share": 0.0, "stream": EVERYTHING_TOLD}
         steps[sources] = Step(variant, given)
     with mock.patch.object(localizer_module, "RECENT_SHARE", 0.0):
         result = summaries(steps, config.growth_repeats, "sources")
     return {sources: {**row, "found": steps[sources].found[-1]} for sources, row in result.items()}
+
+
+# A confidence near 1 for the region that leads in each round, whatever else there is.
+EVERYTHING_TOLD = {"bias": 20.0, "weights": [0.0, 100.0] + 14 * [0.0]}
 
 
 class MadeUpEncoders:
@@ -436,10 +448,11 @@ class MadeUpEncoders:
         self.size, self.stride, self.dimensions = real.size, real.stride, real.dimensions
         rng = np.random.default_rng(0)
         concepts = localizer.prototypes[unlike(localizer.prototypes, sources)]
-        azimuth, elevation = patch_directions(localizer.layout, self.size, self.stride)
+        azimuth, elevation = patch_directions(localizer.layout, localizer.layout.view_shape(self.size), self.stride)
         around = np.linspace(0, 2 * np.pi, sources, endpoint=False)
         near = angle_between(azimuth[..., None], elevation[..., None], around, 0.0) < np.radians(12)
-        self._visual = near.astype(np.float32) @ (0.9 * concepts) if sources else np.zeros((*azimuth.shape, 1))
+        gates = 0.9 * 0.95 ** np.arange(sources)[:, None]  # so that one leads in each round
+        self._visual = near.astype(np.float32) @ (gates * concepts) if sources else np.zeros((*azimuth.shape, 1))
         self._visual = (self._visual + 0.01 * rng.standard_normal((*azimuth.shape, self.dimensions))).astype(np.float32)
         frames = round(localizer.window_seconds * features.SAMPLE_RATE) // features.HOP
         rows, columns = features.N_MELS // features.PATCH, -(-frames // features.PATCH)

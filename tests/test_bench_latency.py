@@ -148,8 +148,9 @@ def test_bars_are_met_and_missed(run):
 
 
 def test_e2p_cuts_the_same_views(localizer, moments):
-    ours = cut_views(moments.images[0], localizer.layout, localizer.encoders.size)
-    theirs = np.stack(latency.e2p(moments.images[0], localizer.layout, localizer.encoders.size))
+    shape = localizer.layout.view_shape(localizer.encoders.size)
+    ours = cut_views(moments.images[0], localizer.layout, shape)
+    theirs = np.stack(latency.e2p(moments.images[0], localizer.layout, shape))
     assert np.abs(ours.astype(int) - theirs).mean() < 2.0
 
 

@@ -8,7 +8,8 @@ from avssl_ros.clustering import Cluster
 from avssl_ros.geometry import ViewLayout, angle_between, patch_directions
 from avssl_ros.localizer import plane_surface, sphere_surface
 
-SURFACE = sphere_surface(ViewLayout(), 14)
+LAYOUT = ViewLayout()
+SURFACE = sphere_surface(LAYOUT, (12, 18))
 
 
 def bump(azimuth, elevation, radius_deg=15.0, height=0.9):
@@ -34,29 +35,47 @@ def test_nothing_seen_gives_no_region():
 
 
 def patch_values(azimuth, concept, gate=0.9):
-    """Embeddings (4 * 14 * 14, 3) of a thing of one concept, about 15 degrees wide, at an azimuth on the horizon."""
-    seen = angle_between(*(a.ravel() for a in patch_directions(ViewLayout(), 224, 16)), azimuth, 0.0)
+    """Embeddings (4 * 12 * 18, 3) of a thing of one concept, about 15 degrees wide, at an azimuth on the horizon."""
+    seen = angle_between(*(a.ravel() for a in patch_directions(LAYOUT, LAYOUT.view_shape(288), 16)), azimuth, 0.0)
     return np.outer(gate * np.exp(-0.5 * (seen / np.radians(8)) ** 2), np.eye(3)[concept])
 
 
-def sound(*concepts):
-    return Cluster(np.eye(3)[0], np.array(concepts), 0.8, 1.0)
+def sound(*concepts, share=1.0):
+    return Cluster(np.eye(3)[0], np.array(concepts), 0.8, share)
+
+
+def explained(visual, *clusters):
+    return [found for _, found in fusion.explain(visual, clusters, np.eye(3, dtype=np.float32), SURFACE)]
 
 
 def test_what_is_in_view_decides_between_two_concepts():
-    visual = patch_values(1.0, 1) + patch_values(-2.0, 2)
-    _, found = fusion.candidates(visual, sound(0.5, 0.4, 0.05), np.eye(3), SURFACE)
+    found = explained(patch_values(1.0, 1) + patch_values(-2.0, 2), sound(0.5, 0.4, 0.05))[0]
     assert (found[0].concept, round(found[0].region.azimuth, 1)) == (1, 1.0)
 
 
 def test_nothing_alike_in_view_gives_no_candidate():
-    assert fusion.candidates(patch_values(1.0, 1), sound(0.9, 0.0, 0.0), np.eye(3), SURFACE)[1] == []
+    assert explained(patch_values(1.0, 1), sound(0.9, 0.0, 0.0)) == []
+
+
+@pytest.mark.parametrize(
+    "clusters", [[sound(0.6, 0.3, 0.0)], [sound(0.9, 0.0, 0.0, share=0.7), sound(0.0, 0.9, 0.0, share=0.3)]]
+)
+def test_what_is_heard_faintly_is_found_after_what_is_loud(clusters):
+    first, second = explained(patch_values(1.0, 0) + patch_values(-2.0, 1), *clusters)[:2]
+    assert (first[0].concept, round(first[0].region.azimuth, 1)) == (0, 1.0)
+    assert (second[0].concept, round(second[0].region.azimuth, 1)) == (1, -2.0)
+    assert first[0].sound is clusters[0] and second[0].sound is clusters[-1]
+    assert first[0].features.shape == second[0].features.shape == (16,)
+
+
+def test_one_thing_that_two_concepts_fit_is_one_source():
+    first, *later = explained(patch_values(1.0, 0) + 0.8 * patch_values(1.0, 1), sound(0.6, 0.3, 0.0))
+    assert first[0].concept == 0 and all(found[0].features[2] < -1 for found in later)  # what is left was explained
 
 
 def test_a_region_that_leads_is_more_credible():
-    seen = patch_values(0.5, 0, gate=0.3) + patch_values(-2.8, 0)
-    _, found = fusion.candidates(seen, sound(0.9, 0.05, 0.0), np.eye(3), SURFACE)
-    model = {"bias": 0.0, "weights": [1.0, 1.0, 0, 0, 0, 0, 0]}
+    found = explained(patch_values(0.5, 0, gate=0.3) + patch_values(-2.8, 0), sound(0.9, 0.05, 0.0))[0]
+    model = {"bias": 0.0, "weights": [1.0, 1.0] + 14 * [0.0]}
     first, second = fusion.confidences([candidate.features for candidate in found], model)
     assert round(found[0].region.azimuth, 1) == -2.8 and 0.0 <= second < 0.3 < first <= 1.0
 

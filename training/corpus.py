@@ -482,10 +482,10 @@ def _background(rng: np.random.Generator, picture: np.ndarray, panorama: bool, h
     """RGB uint8 (height, width, 3), cut from a panorama at eye level or from a photograph."""
     if not panorama:
         return covering(jitter(rng, picture), height, width)
-    layout = ViewLayout((0.0,), rng.choice([-12.0, 0.0, 12.0]), rng.choice([75.0, 100.0]))
+    layout = ViewLayout((0.0,), rng.choice([-12.0, 0.0, 12.0]), *[rng.choice([75.0, 100.0])] * 2)
     turned = np.roll(picture, rng.integers(picture.shape[1]), axis=1)
     top = (width - height) // 2
-    return cut_views(turned, layout, width)[0, top : top + height]
+    return cut_views(turned, layout, (width, width))[0, top : top + height]
 
 
 def _object(rng: np.random.Generator, picture: np.ndarray, alpha: np.ndarray | None, height: int, width: int):

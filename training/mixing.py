@@ -363,8 +363,9 @@ class SceneMixer:
         panorama = self.collection.panorama(rng)
         # A few layouts, whose sampling maps stay cached; turning the panorama itself gives any yaw at no cost.
         azimuths = tuple(np.arange(count) * 360 / count)
-        layout = ViewLayout(azimuths, rng.choice([-12.0, 0.0, 12.0]), rng.choice([75.0, 100.0]))
-        views = cut_views(np.roll(panorama, rng.integers(panorama.shape[1]), axis=1), layout, SIZE)
+        layout = ViewLayout(azimuths, rng.choice([-12.0, 0.0, 12.0]), *[rng.choice([75.0, 100.0])] * 2)
+        turned = np.roll(panorama, rng.integers(panorama.shape[1]), axis=1)
+        views = cut_views(turned, layout, (SIZE, SIZE))
         for view in range(count):
             if rng.random() < 0.2:
                 views[view] = cv2.resize(self._plain_photo(rng), (SIZE, SIZE), interpolation=cv2.INTER_AREA)

@@ -61,6 +61,32 @@ class Scene:
         return [placed for placed in self.objects if placed.sounds]
 
 
+@dataclass(frozen=True)
+class Sounding:
+    """Who sounds when: index of the object (None: not in view), concept, from and to in seconds."""
+
+    placed: int | None
+    concept: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A still picture and a sound that changes: image, sound and objects as of a Scene, and who sounds when."""
+
+    image: np.ndarray
+    sound: np.ndarray
+    objects: tuple[PlacedObject, ...]
+    soundings: tuple[Sounding, ...]
+
+
+# What a Timeline holds: object (or what is not in view) from .. to seconds. One thing alone, the next after silence, a
+# third in its wake, two at once, and something out of view.
+SCHEDULE = ((0, 1.0, 4.0), (1, 5.0, 8.0), (2, 8.0, 11.0), (0, 9.5, 12.0), (None, 13.0, 16.0))
+TIMELINE_SECONDS = 17.0
+
+
 class SceneGenerator:
     """Scenes with `visible` objects of different concepts, of which some sound.
 
@@ -108,6 +134,28 @@ class SceneGenerator:
             sound = at_level(self._recording(rng, name), rng.uniform(-30, -15)) + self._background(rng, -60)
             return Scene(image, _clip(sound), objects, offscreen=str(name))
         return Scene(image, _clip(self._negative_sound(rng, kind)), objects)
+
+    def timeline(self, index: int) -> Timeline:
+        """A scene in which objects begin and fall silent as SCHEDULE says; at least 4 visible concepts must sound."""
+        return whole_scene(self, index, SceneGenerator._timeline)
+
+    def _timeline(self, rng) -> Timeline:
+        heard = [str(name) for name in rng.choice(self.audible, 4, replace=False)]
+        others = [name for name in self.lookable if name not in heard]
+        names = heard[:3] + list(rng.choice(others, max(self.visible - 3, 0), replace=False))
+        image, objects = self._place(rng, names, 3)
+        sound = np.resize(self._background(rng, rng.uniform(-65, -50)), int(TIMELINE_SECONDS * features.SAMPLE_RATE))
+        soundings = []
+        for placed, start, end in SCHEDULE:
+            name = heard[3 if placed is None else placed]
+            choices = self.collection.sounds[name]
+            part = self.collection.sound(choices[rng.integers(len(choices))])
+            part = at_level(np.resize(excerpt(rng, part, min(end - start, len(part) / features.SAMPLE_RATE)),
+                                      int((end - start) * features.SAMPLE_RATE)), rng.uniform(-26, -18))  # fmt: skip
+            first = int(start * features.SAMPLE_RATE)
+            sound[first:first + len(part)] += part
+            soundings.append(Sounding(placed, name, start, end))
+        return Timeline(image, _clip(sound), objects, tuple(soundings))
 
     def _negative_sound(self, rng, kind: str) -> np.ndarray:
         length = int(SECONDS * features.SAMPLE_RATE)

@@ -55,7 +55,8 @@ def make_localizer(values: dict) -> Localizer:
         models=values["models"] or None,
         providers=None if values["providers"] == ["auto"] else values["providers"],
         threads=values["threads"] or None,
-        layout=ViewLayout(tuple(values["view_azimuths_deg"]), values["view_elevation_deg"], values["view_fov_deg"]),
+        layout=ViewLayout(tuple(values["view_azimuths_deg"]), values["view_elevation_deg"], values["view_fov_deg"],
+                          values["view_vertical_fov_deg"]),
         fov_deg=values["fov_deg"],
     )
 
