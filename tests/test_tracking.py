@@ -90,7 +90,7 @@ def test_a_lost_sensor_ends_everything_with_an_offset():
 
 @pytest.mark.parametrize(
     "values",
-    [{"onset_confidence": 1.5}, {"offset_confidence": 0.6}, {"min_on_seconds": -1.0}, {"max_step_deg": 0.0}],
+    [{"onset_confidence": 1.5}, {"offset_confidence": 0.7}, {"min_on_seconds": -1.0}, {"max_step_deg": 0.0}],
 )
 def test_impossible_thresholds_are_refused(values):
     with pytest.raises(ValueError):
