@@ -12,7 +12,7 @@ SUITABLE := import sys, platform; sys.exit(not ((3, 10) <= sys.version_info[:2] 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c '$(SUITABLE)' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
 
-.PHONY: help demo test test-all bench bench-localization bench-latency bench-pipeline train train-small lint clean
+.PHONY: help demo test test-all bench bench-localization bench-streams bench-latency bench-pipeline train train-small lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | column -t -s:
@@ -50,13 +50,16 @@ test-all: $(VENV)/.test-ready  ## every test
 bench-localization: $(VENV)/.test-ready  ## localization on generated scenes against chance and audio-free priors
 	$(BIN)/python benchmarks/localization.py --json benchmarks/out/localization.json
 
+bench-streams: $(VENV)/.test-ready  ## when sources start and stop, on generated timelines
+	$(BIN)/python benchmarks/streams.py --json benchmarks/out/streams.json
+
 bench-latency: $(VENV)/.test-ready  ## one step beside other networks, by stages, and how its cost grows
 	$(BIN)/python benchmarks/latency.py --json benchmarks/out/latency.json --plot benchmarks/out/latency.png
 
 bench-pipeline: $(VENV)/.test-ready  ## packing and caching of clips beside other ways
 	$(BIN)/python benchmarks/data_pipeline.py --json benchmarks/out/data_pipeline.json
 
-bench: bench-localization bench-latency bench-pipeline  ## every claimed figure
+bench: bench-localization bench-streams bench-latency bench-pipeline  ## every claimed figure
 
 train: $(VENV)/.test-ready  ## retrain the shipped models (see training/train.py --help)
 	$(BIN)/python training/train.py

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +107,7 @@ class Encoders:
     Args:
         models: model folder; None for the shipped one.
         providers: ONNX Runtime provider name or names; None chooses TensorRT, CUDA or CPU, whatever is there first.
-        threads: threads within one network on the CPU, at least 1; None leaves the choice to ONNX Runtime.
+        threads: on the CPU, at least 1, for views side by side and within one network; None takes all there are.
     """
 
     def __init__(self, models=None, providers=None, threads: int | None = None):
@@ -113,20 +116,30 @@ class Encoders:
         self.dimensions: int = self.manifest["dimensions"]
         self.size: int = self.manifest["visual"]["size"]
         self.stride: int = self.manifest["visual"]["stride"]
-        options = _session_options(threads)
-        chosen = choose_providers(providers)
-        self._visual, self._audio = (
-            _session(folder / self.manifest[part]["file"], options, chosen) for part in ("visual", "audio")
-        )
+        options, chosen = _session_options(threads), choose_providers(providers)
+        self._paths = {part: folder / self.manifest[part]["file"] for part in ("visual", "audio")}
+        self._visual, self._audio = (_session(path, options, chosen) for path in self._paths.values())
         self.providers = tuple(self._visual.get_providers())
+        self._workers = threads or len(os.sched_getaffinity(0))
 
     def visual(self, views: np.ndarray) -> np.ndarray:
         """RGB uint8 (N, H, W, 3), H and W multiples of 32, to (N, H / stride, W / stride, D) float32."""
         views = np.ascontiguousarray(views)
         if self.providers[0] != "CPUExecutionProvider":
             return self._visual.run(None, {"views": views})[0]
-        # One view at a time stays in the processor's caches: 5 to 20 % faster than a batch.
-        return np.concatenate([self._visual.run(None, {"views": view[None]})[0] for view in views])
+        # One view at a time stays in the processor's caches, and views side by side need not wait for each other after
+        # every layer, as the threads within a network do: a third faster than either a batch or one after another.
+        side_by_side = self._workers > 1 and len(views) > 1
+        session, run = (self._one_thread, self._pool.map) if side_by_side else (self._visual, map)
+        return np.concatenate(list(run(lambda view: session.run(None, {"views": view[None]})[0], views)))
+
+    @cached_property
+    def _one_thread(self) -> onnxruntime.InferenceSession:
+        return _session(self._paths["visual"], _session_options(1), ["CPUExecutionProvider"])
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._workers, thread_name_prefix="view")
 
     def audio(self, log_mel: np.ndarray) -> np.ndarray:
         """Normalised log-mel (N, bands, frames) float32 to (N, bands / 16, frames / 16, D) float32, rounded up."""

@@ -22,7 +22,7 @@ from training.networks import AudioEncoder
 from training.scenes import Scene
 from training.train import TAGGER_FILE, concept_classes
 
-SIZE, STRIDE = 576, 32  # as many pixels to a degree as twice ours
+SIZE, STRIDE = 448, 32
 HEARD = 0.05  # probability of a tag that counts as heard
 
 
