@@ -7,8 +7,9 @@ the next source is looked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -78,13 +79,20 @@ class Candidate:
 
 
 def find_regions(evidence: np.ndarray, surface: Surface, count: int = REGIONS) -> list[Region]:
-    """The `count` strongest regions of a map, strongest first: what joins a local maximum above half of it."""
-    regions = []
+    """The `count` strongest regions of a map, strongest first: what joins a local maximum above half of it.
+
+    A maximum that joins a stronger one at half of its own height is that one's shoulder, as legs are a body's, and no
+    region.
+    """
+    regions, summits = [], np.zeros(evidence.shape, bool)
     for row, column in _peaks(evidence, surface.wraps):
         if any(region.mask[row, column] for region in regions):
             continue
         peak = float(evidence[row, column])
         mask = _connected(evidence, row, column, REGION_LEVEL * peak, surface.wraps)
+        if (mask & summits).any():
+            continue
+        summits[row, column] = True
         regions.append(_region(evidence, mask, peak, surface))
         if len(regions) == count:
             break
@@ -125,7 +133,8 @@ def heard_concepts(clusters: Sequence[Cluster]) -> np.ndarray:
     return np.average([sound.concepts for sound in clusters], axis=0, weights=[sound.share for sound in clusters])
 
 
-def explain(visual: np.ndarray, clusters: Sequence[Cluster], prototypes: np.ndarray, surface: Surface):
+def explain(visual: np.ndarray, clusters: Sequence[Cluster], prototypes: np.ndarray, surface: Surface,
+            made_by: Mapping[int, Sequence[int]] = MappingProxyType({})):  # fmt: skip
     """Finds what is in view for what is heard, one thing after another, as matching pursuit does (Mallat, Zhang 1993).
 
     A map holds, for each direction, the sum over concepts of the probability that it is heard, times cosine and gate of
@@ -135,13 +144,15 @@ def explain(visual: np.ndarray, clusters: Sequence[Cluster], prototypes: np.ndar
 
     Args:
         visual: (P, D) embeddings of image patches. clusters: one or more. prototypes: (C, D).
+        made_by: concepts that are seen where another is heard, as people are where a crowd is.
 
     Yields:
         The map (h, w) of each round and its Candidates, strongest first.
     """
     heard = heard_concepts(clusters)
     likely = np.argsort(-heard)[:LIKELY_CONCEPTS]
-    maps = surface.project(np.maximum(visual @ prototypes[likely].T, 0.0).T)
+    seen = np.maximum(visual @ prototypes.T, 0.0)
+    maps = surface.project(np.stack([seen[:, [c, *made_by.get(c, ())]].max(axis=1) for c in likely.tolist()]))
     missing = float(heard[likely] @ np.clip(1.0 - maps.reshape(len(likely), -1).max(axis=1) / CLEARLY_SEEN, 0.0, 1.0))
     left, taken = heard[likely].astype(np.float32), np.zeros(surface.azimuth.shape, bool)
     for _ in range(ROUNDS):

@@ -88,7 +88,7 @@ class ViewLayout:
     azimuths_deg: tuple[float, ...] = (0.0, 90.0, 180.0, 270.0)
     elevation_deg: float = 0.0
     fov_deg: float = 100.0
-    vertical_fov_deg: float = 77.0
+    vertical_fov_deg: float = 86.0
 
     def __post_init__(self):
         azimuths = tuple(float(azimuth) for azimuth in self.azimuths_deg)

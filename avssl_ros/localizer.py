@@ -63,6 +63,9 @@ class Localizer:
         self.fov_deg = float(fov_deg)
         self.prototypes = np.asarray(self.manifest["prototypes"], dtype=np.float32)
         self.decision = self.manifest["decision"]
+        number = {label: index for index, label in enumerate(self.labels)}
+        self.made_by = {number[heard]: [number[label] for label in seen]
+                        for heard, seen in self.manifest.get("made_by", {}).items()}
 
     def localize(self, image, audio, sample_rate, projection: str = "equirectangular") -> Localization:
         """Sources in one image with the sound that belongs to it; no state is kept.
@@ -138,7 +141,8 @@ class Localizer:
     def _sources(self, clusters: list[Cluster], visual: np.ndarray, surface: fusion.Surface, publish: float, model):
         """Sources of one moment, and the clusters that they make."""
         sources, heard = [], []
-        for evidence, found in fusion.explain(visual, clusters, self.prototypes, surface) if clusters else ():
+        rounds = fusion.explain(visual, clusters, self.prototypes, surface, self.made_by) if clusters else ()
+        for evidence, found in rounds:
             confidences = fusion.confidences([candidate.features for candidate in found], model)
             if confidences.max() < publish:  # what is heard less clearly will not be surer
                 break

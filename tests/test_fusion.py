@@ -9,7 +9,7 @@ from avssl_ros.geometry import ViewLayout, angle_between, patch_directions
 from avssl_ros.localizer import plane_surface, sphere_surface
 
 LAYOUT = ViewLayout()
-SURFACE = sphere_surface(LAYOUT, (12, 18))
+SURFACE = sphere_surface(LAYOUT, (14, 18))
 
 
 def bump(azimuth, elevation, radius_deg=15.0, height=0.9):
@@ -30,12 +30,18 @@ def test_two_things_in_different_directions_stay_apart_strongest_first():
     assert [round(region.azimuth, 1) for region in regions] == [-2.8, 0.5]
 
 
+def test_a_shoulder_is_no_region_of_its_own():
+    body = bump(1.0, 0.1, radius_deg=8.0) + bump(1.0, -0.25, radius_deg=9.0, height=0.5)
+    (region,) = fusion.find_regions(body, SURFACE)
+    assert region.peak == pytest.approx(body.max()) and region.azimuth == pytest.approx(1.0, abs=0.02)
+
+
 def test_nothing_seen_gives_no_region():
     assert fusion.find_regions(np.zeros_like(SURFACE.azimuth, dtype=np.float32), SURFACE) == []
 
 
 def patch_values(azimuth, concept, gate=0.9):
-    """Embeddings (4 * 12 * 18, 3) of a thing of one concept, about 15 degrees wide, at an azimuth on the horizon."""
+    """Embeddings (4 * 14 * 18, 3) of a thing of one concept, about 15 degrees wide, at an azimuth on the horizon."""
     seen = angle_between(*(a.ravel() for a in patch_directions(LAYOUT, LAYOUT.view_shape(288), 16)), azimuth, 0.0)
     return np.outer(gate * np.exp(-0.5 * (seen / np.radians(8)) ** 2), np.eye(3)[concept])
 

@@ -70,21 +70,21 @@ def test_views_are_those_of_py360convert(azimuth_deg):
 @pytest.mark.parametrize("tilt", [0.0, 15.0])
 def test_a_dot_comes_back_from_the_views_where_it_was(azimuth, elevation, tilt):
     layout = ViewLayout(elevation_deg=tilt)
-    assert layout.view_shape(288) == (192, 288)
-    views = cut_views(panorama_with_dot(azimuth, elevation), layout, (192, 288))[..., 0].astype(np.float32)
-    patches = views.reshape(4, 12, 16, 18, 16).mean(axis=(2, 4))
-    directions = direction_to_vector(*patch_directions(layout, (192, 288), 16))
+    assert layout.view_shape(288) == (224, 288)
+    views = cut_views(panorama_with_dot(azimuth, elevation), layout, (224, 288))[..., 0].astype(np.float32)
+    patches = views.reshape(4, 14, 16, 18, 16).mean(axis=(2, 4))
+    directions = direction_to_vector(*patch_directions(layout, (224, 288), 16))
     centre = vector_to_direction((directions * patches[..., None]).reshape(-1, 3).sum(axis=0))
     assert np.degrees(angle_between(*centre, azimuth, elevation)) < 4.0
-    on_sphere = sphere_grid(layout, (12, 18), 256).project(patches.reshape(1, -1))[0]
+    on_sphere = sphere_grid(layout, (14, 18), 256).project(patches.reshape(1, -1))[0]
     cells = direction_to_vector(*pixel_to_direction(*np.meshgrid(np.arange(256), np.arange(128)), 256, 128))
     centre = vector_to_direction((cells * on_sphere[..., None]).reshape(-1, 3).sum(axis=0))
     assert np.degrees(angle_between(*centre, azimuth, elevation)) < 4.0
 
 
 def test_overlapping_views_are_blended_not_doubled():
-    grid = sphere_grid(ViewLayout(), (12, 18), 128)
-    ones = grid.project(np.ones((1, 4 * 12 * 18), np.float32))[0]
+    grid = sphere_grid(ViewLayout(), (14, 18), 128)
+    ones = grid.project(np.ones((1, 4 * 14 * 18), np.float32))[0]
     assert np.allclose(ones[grid.seen], 1.0, atol=1e-5)
     assert not grid.seen[0].any() and grid.seen[32].all()  # straight up no view looks; the horizon is covered all round
 

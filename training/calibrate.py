@@ -63,7 +63,8 @@ def candidates(localizer: Localizer, scene: Scene, recent: float | None = None) 
     truth = {placed.concept for placed in scene.sounding} | {scene.offscreen}
     concepts = [concept.name for concept in read_concepts()]
     groups, names, found_before = [], [], set()
-    for _, found in islice(fusion.explain(visual, clusters, localizer.prototypes, surface), ROUNDS):
+    rounds = fusion.explain(visual, clusters, localizer.prototypes, surface, localizer.made_by)
+    for _, found in islice(rounds, ROUNDS):
         at = [{index for index, placed in enumerate(scene.sounding) if _angle(c.region, placed) <= RIGHT_WITHIN}
               for c in found]
         groups.append((np.stack([c.features for c in found]), np.array([bool(hit - found_before) for hit in at])))

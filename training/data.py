@@ -34,7 +34,10 @@ SHARES = {"photo": (0.15, 0.10), "sound": (0.20, 0.10), "panorama": (0.15, 0.10)
 
 @dataclass(frozen=True)
 class Concept:
-    """One row of concepts.csv: what a sounding thing is called in each of the collections."""
+    """One row of concepts.csv: what a sounding thing is called in each of the collections.
+
+    `made_by` are other concepts that are seen where this one is heard: people, for a crowd's murmur.
+    """
 
     name: str
     label: str
@@ -45,6 +48,7 @@ class Concept:
     audioset: tuple[str, ...]
     vggsound: tuple[str, ...]
     audioset_mid: tuple[str, ...]
+    made_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def read_concepts(path: Path = CONCEPTS_CSV) -> list[Concept]:
 
     with open(path, newline="") as file:
         return [Concept(row["concept"], row["label"], names(row["photos"]), names(row["sounds"]), names(row["esc10"]),
-                        indices(row["imagenet"]), *(names(row[column]) for column in NAMES_ELSEWHERE))
+                        indices(row["imagenet"]), *(names(row[column]) for column in (*NAMES_ELSEWHERE, "made_by")))
                 for row in csv.DictReader(file)]
 
 

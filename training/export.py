@@ -37,6 +37,8 @@ from training.networks import VISUAL_STRIDE, prototypes
 from training.train import Encoders
 
 TOLERANCE = 1e-4
+# Pixels of a view's width at run time: what sounds is mostly smaller in a 360 degree picture than in training's scenes.
+VIEW_SIZE = 288
 # Where things lay on the machine of the run: not of the model.
 PLACES = ("data", "more_sounds", "weights", "cache", "run", "command")
 
@@ -49,7 +51,7 @@ class ExportConfig:
     audio_run: Path | None = None  # another run: the audio encoder is the mean of both
     visual_from: Path | None = None  # model folder whose visual encoder is kept: `run` trained the audio encoder alone
     audio_with: Path | None = None  # model folder: the audio encoder is the mean with the one there
-    view_size: int = SIZE  # pixels of a view at run time; a larger one sees more and costs more
+    view_size: int = VIEW_SIZE  # pixels of a view's width at run time; a larger one sees more and costs more
     kinds: int = 48  # of sound at most, of a run on clips without labels (training/discover.py)
     output: Path = Path("models")  # model folder; its files are replaced
 
@@ -150,6 +152,7 @@ def export(config: ExportConfig) -> Path:
             hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
             print(f"{name}: {path.stat().st_size / 1e6:.1f} MB, largest difference from torch {difference:.1e}")
         manifest = _manifest(model, trained, hashes, labels, frame, config.view_size)
+        manifest["made_by"] = _made_by(labels)
         (Path(folder) / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         config.output.mkdir(parents=True, exist_ok=True)
         for name in ("visual.onnx", "audio.onnx", "manifest.json"):
@@ -177,6 +180,13 @@ def _keep_visual(models: Path, folder: Path, trained: dict) -> tuple[str, dict]:
     shutil.copy(models / kept["visual"]["file"], folder / "visual.onnx")
     described = {key: value for key, value in kept["training"].items() if key != "audio_run"}
     return kept["visual"]["sha256"], {**described, "audio_run": trained}
+
+
+def _made_by(labels: list[str]) -> dict[str, list[str]]:
+    """Labels of what is heard to labels of what else is seen to make it, see Concept."""
+    label_of = {concept.name: concept.label for concept in read_concepts()}
+    return {concept.label: [label_of[name] for name in concept.made_by] for concept in read_concepts()
+            if concept.made_by and concept.label in labels}
 
 
 def _manifest(model: Encoders, trained: dict, hashes: dict[str, str], labels: list[str], frame, view_size: int) -> dict:

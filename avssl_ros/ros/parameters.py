@@ -124,7 +124,7 @@ LOCALIZER = (
     ),
     Parameter("view_elevation_deg", 0.0, "Elevation of the views.", range=(-90.0, 90.0), read_only=True),
     Parameter("view_fov_deg", 100.0, "Width of the views.", range=(30.0, 150.0), read_only=True),
-    Parameter("view_vertical_fov_deg", 77.0, "Height of the views.", range=(30.0, 150.0), read_only=True),
+    Parameter("view_vertical_fov_deg", 86.0, "Height of the views.", range=(30.0, 150.0), read_only=True),
     Parameter(
         "rate",
         15.0,
