@@ -109,7 +109,7 @@ def _add_localize_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--models", metavar="DIR", help="model folder (default: the shipped one)")
     parser.add_argument("--view-size", type=int, metavar="PIXELS",
-                        help="side of a view, a multiple of 32; larger finds smaller things and takes longer "
+                        help="width of a view, a multiple of 32; larger finds smaller things and takes longer "
                         "(default: the model's own)")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads, 1 or more (default: automatic)")
     parser.add_argument(

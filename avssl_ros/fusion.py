@@ -162,11 +162,11 @@ def explain(visual: np.ndarray, clusters: Sequence[Cluster], prototypes: np.ndar
         found = []
         regions = find_regions(evidence, surface)
         for region in regions:
-            spoken = left * maps[:, region.mask].max(axis=1)  # what each concept says for the region
-            winner = int(spoken.argmax())
+            most = maps[:, region.mask].max(axis=1)  # what is seen of each concept in the region
+            winner = int((left * most).argmax())
             sound = max(clusters, key=lambda cluster: cluster.concepts[likely[winner]] * cluster.share)
             others = max((other.peak for other in regions if other is not region), default=0.0)
-            row = _features(region, spoken / np.maximum(left, 1e-9), left, winner, sound, others, explained)
+            row = _features(region, most, left, winner, sound, others, explained)
             row += [float(left.sum() / heard.sum()), missing, float(heard.max())]
             found.append(Candidate(region, int(likely[winner]), sound, np.array(row)))
         if not found:

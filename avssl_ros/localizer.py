@@ -36,7 +36,7 @@ class Localizer:
     Args:
         models: model folder; None for the shipped models.
         providers: ONNX Runtime provider name(s); None chooses CUDA or TensorRT where present, else the CPU.
-        threads: CPU threads of the networks; None leaves it to ONNX Runtime.
+        threads: CPU threads of the networks; None takes all there are.
         layout: perspective views cut from an equirectangular image; None for four at 0, 90, 180 and 270 degrees.
         fov_deg: horizontal field of view of images with projection="perspective", degrees, 20..160.
         view_size: pixels of a view's width, a multiple of 32 from 64 to 1024; None for the model's own. A larger one
@@ -65,7 +65,7 @@ class Localizer:
         self.decision = self.manifest["decision"]
         number = {label: index for index, label in enumerate(self.labels)}
         self.made_by = {number[heard]: [number[label] for label in seen]
-                        for heard, seen in self.manifest.get("made_by", {}).items()}
+                        for heard, seen in self.manifest["made_by"].items()}
 
     def localize(self, image, audio, sample_rate, projection: str = "equirectangular") -> Localization:
         """Sources in one image with the sound that belongs to it; no state is kept.

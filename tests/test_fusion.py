@@ -74,6 +74,13 @@ def test_what_is_heard_faintly_is_found_after_what_is_loud(clusters):
     assert first[0].features.shape == second[0].features.shape == (16,)
 
 
+def test_what_is_heard_as_one_concept_is_found_where_another_that_makes_it_is_seen():
+    visual, crowd = patch_values(1.0, 1), sound(0.9, 0.0, 0.0)
+    assert explained(visual, crowd) == []
+    ((_, found),) = fusion.explain(visual, [crowd], np.eye(3, dtype=np.float32), SURFACE, made_by={0: [1]})
+    assert (found[0].concept, round(found[0].region.azimuth, 1)) == (0, 1.0)
+
+
 def test_one_thing_that_two_concepts_fit_is_one_source():
     first, *later = explained(patch_values(1.0, 0) + 0.8 * patch_values(1.0, 1), sound(0.6, 0.3, 0.0))
     assert first[0].concept == 0 and all(found[0].features[2] < -1 for found in later)  # what is left was explained

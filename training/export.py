@@ -185,8 +185,8 @@ def _keep_visual(models: Path, folder: Path, trained: dict) -> tuple[str, dict]:
 def _made_by(labels: list[str]) -> dict[str, list[str]]:
     """Labels of what is heard to labels of what else is seen to make it, see Concept."""
     label_of = {concept.name: concept.label for concept in read_concepts()}
-    return {concept.label: [label_of[name] for name in concept.made_by] for concept in read_concepts()
-            if concept.made_by and concept.label in labels}
+    return {concept.label: [label_of[name] for name in concept.made_by if label_of[name] in labels]
+            for concept in read_concepts() if concept.made_by and concept.label in labels}
 
 
 def _manifest(model: Encoders, trained: dict, hashes: dict[str, str], labels: list[str], frame, view_size: int) -> dict:
