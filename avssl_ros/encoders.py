@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -117,10 +116,14 @@ class Encoders:
         self.size: int = self.manifest["visual"]["size"]
         self.stride: int = self.manifest["visual"]["stride"]
         options, chosen = _session_options(threads), choose_providers(providers)
-        self._paths = {part: folder / self.manifest[part]["file"] for part in ("visual", "audio")}
-        self._visual, self._audio = (_session(path, options, chosen) for path in self._paths.values())
+        paths = [folder / self.manifest[part]["file"] for part in ("visual", "audio")]
+        self._visual, self._audio = (_session(path, options, chosen) for path in paths)
         self.providers = tuple(self._visual.get_providers())
         self._workers = threads or len(os.sched_getaffinity(0))
+        self._one_thread = self._pool = None
+        if self._workers > 1 and self.providers[0] == "CPUExecutionProvider":
+            self._one_thread = _session(paths[0], _session_options(1), chosen)
+            self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="view")
 
     def visual(self, views: np.ndarray) -> np.ndarray:
         """RGB uint8 (N, H, W, 3), H and W multiples of 32, to (N, H / stride, W / stride, D) float32."""
@@ -129,17 +132,9 @@ class Encoders:
             return self._visual.run(None, {"views": views})[0]
         # One view at a time stays in the processor's caches, and views side by side need not wait for each other after
         # every layer, as the threads within a network do: alone on 2 cores a third faster than one after another.
-        side_by_side = self._workers > 1 and len(views) > 1
+        side_by_side = self._pool is not None and len(views) > 1
         session, run = (self._one_thread, self._pool.map) if side_by_side else (self._visual, map)
         return np.concatenate(list(run(lambda view: session.run(None, {"views": view[None]})[0], views)))
-
-    @cached_property
-    def _one_thread(self) -> onnxruntime.InferenceSession:
-        return _session(self._paths["visual"], _session_options(1), ["CPUExecutionProvider"])
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._workers, thread_name_prefix="view")
 
     def audio(self, log_mel: np.ndarray) -> np.ndarray:
         """Normalised log-mel (N, bands, frames) float32 to (N, bands / 16, frames / 16, D) float32, rounded up."""

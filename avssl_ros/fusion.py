@@ -52,13 +52,19 @@ class Surface:
 
 @dataclass(frozen=True)
 class Region:
-    """A connected region of one sound's map: direction, size, and what speaks for it."""
+    """A connected region of one sound's map: direction, size, and what speaks for it.
+
+    Attributes:
+        azimuth, elevation, extent: radians; `extent` is the radius of a cap of the same solid angle.
+        peak: highest value of the map. mask: (h, w) bool. cells: the same as flat indices (N,).
+    """
 
     azimuth: float
     elevation: float
     extent: float
     peak: float
     mask: np.ndarray
+    cells: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -120,12 +126,13 @@ def _connected(values: np.ndarray, row: int, column: int, level: float, wraps: b
 
 
 def _region(evidence: np.ndarray, mask: np.ndarray, peak: float, surface: Surface) -> Region:
-    weight = evidence[mask] ** 2 * surface.area[mask]
-    centre = weight @ surface.vectors[mask]
-    azimuth, elevation = vector_to_direction(centre)
+    cells = np.flatnonzero(mask)
+    area = surface.area.ravel()[cells]
+    weight = evidence.ravel()[cells] ** 2 * area
+    azimuth, elevation = vector_to_direction(weight @ surface.vectors.reshape(-1, 3)[cells])
     # A spherical cap of the same solid angle: area = 2 pi (1 - cos extent).
-    cap = np.clip(1 - float(surface.area[mask].sum()) / (2 * np.pi), -1.0, 1.0)
-    return Region(float(azimuth), float(elevation), float(np.arccos(cap)), peak, mask)
+    cap = np.clip(1 - float(area.sum()) / (2 * np.pi), -1.0, 1.0)
+    return Region(float(azimuth), float(elevation), float(np.arccos(cap)), peak, mask, cells)
 
 
 def heard_concepts(clusters: Sequence[Cluster]) -> np.ndarray:
@@ -151,9 +158,9 @@ def explain(visual: np.ndarray, clusters: Sequence[Cluster], prototypes: np.ndar
     """
     heard = heard_concepts(clusters)
     likely = np.argsort(-heard)[:LIKELY_CONCEPTS]
-    seen = np.maximum(visual @ prototypes.T, 0.0)
-    maps = surface.project(np.stack([seen[:, [c, *made_by.get(c, ())]].max(axis=1) for c in likely.tolist()]))
-    missing = float(heard[likely] @ np.clip(1.0 - maps.reshape(len(likely), -1).max(axis=1) / CLEARLY_SEEN, 0.0, 1.0))
+    maps = surface.project(_seen(visual, prototypes, [[c, *made_by.get(c, ())] for c in likely.tolist()]))
+    flat = maps.reshape(len(likely), -1)
+    missing = float(heard[likely] @ np.clip(1.0 - flat.max(axis=1) / CLEARLY_SEEN, 0.0, 1.0))
     left, taken = heard[likely].astype(np.float32), np.zeros(surface.azimuth.shape, bool)
     for _ in range(ROUNDS):
         evidence = np.tensordot(left, maps, 1)
@@ -162,7 +169,7 @@ def explain(visual: np.ndarray, clusters: Sequence[Cluster], prototypes: np.ndar
         found = []
         regions = find_regions(evidence, surface)
         for region in regions:
-            most = maps[:, region.mask].max(axis=1)  # what is seen of each concept in the region
+            most = flat[:, region.cells].max(axis=1)  # what is seen of each concept in the region
             winner = int((left * most).argmax())
             sound = max(clusters, key=lambda cluster: cluster.concepts[likely[winner]] * cluster.share)
             others = max((other.peak for other in regions if other is not region), default=0.0)
@@ -178,6 +185,13 @@ def explain(visual: np.ndarray, clusters: Sequence[Cluster], prototypes: np.ndar
         taken |= first.region.mask | (surface.vectors @ centre > np.cos(APART))
         if left.sum() < LEAST_LEFT:
             return
+
+
+def _seen(visual: np.ndarray, prototypes: np.ndarray, looked_for: list[list[int]]) -> np.ndarray:
+    """(K, P) cosine times gate, at least 0, of each patch to the nearest of each list of concepts."""
+    cosines = prototypes[np.concatenate(looked_for)] @ visual.T
+    first = np.cumsum([0, *map(len, looked_for[:-1])])
+    return np.maximum(np.maximum.reduceat(cosines, first), 0.0)
 
 
 def _features(region, seen, left, winner: int, sound: Cluster, others: float, explained: float | None) -> list[float]:

@@ -113,9 +113,9 @@ class NodeEnds:
             return converters.rgb_to_compressed(image, Header(), JPEG_QUALITY)
         return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
 
-    def decode(self, message) -> np.ndarray:
+    def decode(self, message, enough: int) -> np.ndarray:
         if converters:
-            return converters.message_to_rgb(message)
+            return converters.message_to_rgb(message, enough)
         return cv2.cvtColor(cv2.imdecode(message, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
     def publish(self, scene) -> None:
@@ -212,13 +212,13 @@ class Step:
     def __init__(self, localizer: Localizer, moments: Moments):
         self._moments, self._turn, self._ends = moments, count(), NodeEnds()
         self._messages = [self._ends.encode(image) for image in moments.images]
-        self._stream = localizer.stream()
+        self._stream, self._enough = localizer.stream(), localizer.useful_width("equirectangular")
         self.found: list[int] = []  # sources in each result
 
     def __call__(self) -> None:
         turn = next(self._turn)
         which = turn % len(self._messages)
-        image = self._ends.decode(self._messages[which])
+        image = self._ends.decode(self._messages[which], self._enough)
         scene = self._stream.process(image, self._moments.sounds[which], self._moments.rate, turn * PERIOD)
         self._ends.publish(scene)
         self.found.append(len(scene.sources))

@@ -35,6 +35,9 @@ class Recorder:
         from sensor_msgs.msg import CompressedImage, Image, PointCloud2
         from visualization_msgs.msg import MarkerArray
 
+        from avssl_ros.ros.converters import image_to_map
+
+        self._image_to_map = image_to_map
         self.images, self.sources, self.maps = {}, {}, {}
         self.empty: set[tuple[int, int]] = set()  # stamps of answers without a source
         self.marker_messages = 0
@@ -57,9 +60,7 @@ class Recorder:
             self.empty.add((message.header.stamp.sec, message.header.stamp.nanosec))
 
     def _on_map(self, message) -> None:
-        from avssl_ros.ros.converters import image_to_map
-
-        map_ = image_to_map(message)
+        map_ = self._image_to_map(message)
         assert map_.min() >= 0 and map_.max() <= 1, "the map leaves [0, 1]"
         self._note(self.maps, message)
 

@@ -12,11 +12,13 @@ capture time of the first sample; field `t` (uint32) the nanoseconds since then,
 from __future__ import annotations
 
 import array
+import io
 import json
 import math
 
 import cv2
 import numpy as np
+import PIL.Image
 from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import Point, PoseStamped
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
@@ -75,12 +77,17 @@ def seconds_to_stamp(seconds: float) -> Time:
 # ---- images
 
 
-def message_to_rgb(message: CompressedImage | Image) -> np.ndarray:
-    """RGB uint8 (H, W, 3) of a camera message of either type. ValueError where it is broken or of another kind."""
-    return _decompress(message) if isinstance(message, CompressedImage) else _unpack(message)
+def message_to_rgb(message: CompressedImage | Image, enough: int | None = None) -> np.ndarray:
+    """RGB uint8 (H, W, 3) of a camera message of either type. ValueError where it is broken or of another kind.
+
+    Args:
+        enough: pixels across that will do. A compressed image of at least twice as many comes at 1/2, 1/4 or 1/8 of its
+            size, which libjpeg decodes three to four times as fast, averaged over what is left out.
+    """
+    return _decompress(message, enough) if isinstance(message, CompressedImage) else _unpack(message)
 
 
-def _decompress(message: CompressedImage) -> np.ndarray:
+def _decompress(message: CompressedImage, enough: int | None) -> np.ndarray:
     data = bytes(message.data)
     if not data:
         raise ValueError("the compressed image is empty (0 bytes)")
@@ -88,12 +95,26 @@ def _decompress(message: CompressedImage) -> np.ndarray:
     if data[:2] == b"\xff\xd8" and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ValueError(f"the JPEG image of {len(data)} bytes is cut off: it has no end marker")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _reduction(data, enough) if enough else cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise ValueError(f"the compressed image cannot be decoded: {error.err}") from error
     if image is None:
         raise ValueError(f"the compressed image of {len(data)} bytes (format '{message.format}') cannot be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _reduction(data: bytes, enough: int) -> int:
+    """The flag for cv2.imdecode that leaves at least `enough` pixels across."""
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as picture:  # reads no further than the size
+            width = picture.width
+    except (OSError, PIL.Image.DecompressionBombError):
+        return cv2.IMREAD_COLOR  # cv2 says what is wrong with it
+    for factor, flag in ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4),
+                         (2, cv2.IMREAD_REDUCED_COLOR_2)):
+        if width >= factor * enough:
+            return flag
+    return cv2.IMREAD_COLOR
 
 
 def _unpack(message: Image) -> np.ndarray:

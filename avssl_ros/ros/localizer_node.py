@@ -61,6 +61,12 @@ def make_localizer(values: dict) -> Localizer:
     )
 
 
+def warm_up(localizer: Localizer, projection: str) -> None:
+    """One step on noise: it loads code and computes tables, so that the first image need not wait for that."""
+    noise = np.random.default_rng(0).standard_normal(localizer.sample_rate).astype(np.float32) / 10
+    localizer.localize(np.zeros((640, 1280, 3), np.uint8), noise, localizer.sample_rate, projection)
+
+
 class LocalizerNode(Process):
     """See the top of this file."""
 
@@ -70,6 +76,7 @@ class LocalizerNode(Process):
         self._values = parameters.values(self, parameters.LOCALIZER)
         self._localizer = make_localizer(self._values)
         tracking = {name: self._values[name] for name in parameters.TRACKING}
+        warm_up(self._localizer, self._values["projection"])
         self._stream = self._localizer.stream(self._values["projection"], **tracking)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
@@ -175,7 +182,9 @@ class LocalizerNode(Process):
 
     def _answer(self, message) -> None:
         try:
-            image = check_image(converters.message_to_rgb(message), self._values["projection"])
+            projection = self._values["projection"]
+            image = converters.message_to_rgb(message, self._localizer.useful_width(projection))
+            image = check_image(image, projection)
         except ValueError as error:
             self._health.image_was_bad()
             self.get_logger().warning(f"image left out: {error}", throttle_duration_sec=WARN_SECONDS)

@@ -144,6 +144,17 @@ def test_compressed_images_are_read_as_rgb():
     assert image.shape == (32, 64, 3) and np.abs(image.mean((0, 1)) - (200, 30, 90)).max() < 4
 
 
+@pytest.mark.parametrize("width, wanted", [(500, 500), (600, 300), (1200, 300), (3000, 375), (200, 200)])
+def test_images_larger_than_is_enough_come_smaller_but_never_below_it(width, wanted):
+    left_half_red = np.zeros((64, width, 3), np.uint8)
+    left_half_red[:, : width // 2, 0] = 200
+    message = converters.rgb_to_compressed(left_half_red, HEADER, 95)
+    image = converters.message_to_rgb(message, enough=300)
+    assert image.shape[1] == wanted
+    assert np.abs(image[:, : wanted // 2 - 20].astype(int) - (200, 0, 0)).max() < 10
+    assert image[:, wanted // 2 + 20 :].max() < 10
+
+
 JPEG = bytes(converters.rgb_to_compressed(np.zeros((32, 64, 3), np.uint8), HEADER, 90).data)
 
 
@@ -160,8 +171,9 @@ JPEG = bytes(converters.rgb_to_compressed(np.zeros((32, 64, 3), np.uint8), HEADE
     ],
 )
 def test_broken_images_are_refused_with_a_reason(message, text):
-    with pytest.raises(ValueError, match=text):
-        converters.message_to_rgb(message)
+    for enough in (None, 8):
+        with pytest.raises(ValueError, match=text):
+            converters.message_to_rgb(message, enough)
 
 
 # ---- sound
