@@ -12,7 +12,7 @@ SUITABLE := import sys, platform; sys.exit(not ((3, 10) <= sys.version_info[:2] 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c '$(SUITABLE)' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
 
-.PHONY: help demo test test-all bench bench-localization bench-streams bench-latency bench-pipeline train train-small lint clean
+.PHONY: help demo test test-all bench bench-localization bench-objectives bench-streams bench-latency bench-pipeline train train-small lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | column -t -s:
@@ -49,6 +49,9 @@ test-all: $(VENV)/.test-ready  ## every test
 
 bench-localization: $(VENV)/.test-ready  ## localization on generated scenes against chance and audio-free priors
 	$(BIN)/python benchmarks/localization.py --json benchmarks/out/localization.json
+
+bench-objectives: $(VENV)/.test-ready  ## other training objectives, parts left out, less data: trains all of them (hours)
+	$(BIN)/python benchmarks/objectives.py --json benchmarks/out/objectives.json
 
 bench-streams: $(VENV)/.test-ready  ## when sources start and stop, on generated timelines
 	$(BIN)/python benchmarks/streams.py --json benchmarks/out/streams.json

@@ -68,12 +68,14 @@ def _plain(name: str) -> str:
 
 
 def open_collection(data: Path | None, clips: ClipsConfig, split: str, concepts: list[Concept],
-                    cache: Path = Path("cache"), more: Sequence[Item] = ()) -> Collection | ClipCollection:
+                    cache: Path = Path("cache"), more: Sequence[Item] = (),
+                    share: float = 1.0) -> Collection | ClipCollection:
     """What scenes of one split are mixed from: photographs and recordings, clips, or both.
 
     Args:
         data: folder with photos/, images/, sounds/, esc10/ and panoramas/; None: clips alone.
         cache: folder for the decoded recordings. more: further items.
+        share: of the photographs and recordings that are used, the same ones each time.
 
     Raises:
         FileNotFoundError: where there is neither, or the folder or the shards are missing.
@@ -83,7 +85,7 @@ def open_collection(data: Path | None, clips: ClipsConfig, split: str, concepts:
         if not data.is_dir():
             raise FileNotFoundError(f"no folder {data}: give --data with photos/, images/, sounds/, esc10/ and "
                                     "panoramas/, or --data None --clips.shards with packed clips")
-        base = Collection([*read_items(split=split), *more], data, concepts, cache / f"sounds-{split}.npz")
+        base = Collection([*read_items(split=split), *more], data, concepts, cache / f"sounds-{split}.npz", share)
     if clips.shards is not None:
         return ClipCollection(clips, split, concepts, base)
     if base is None:

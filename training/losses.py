@@ -105,3 +105,38 @@ def open_gates(v: torch.Tensor, owner: torch.Tensor) -> Mean:
     """Squared norms of background patches. Pairs of background rows alone pull a norm down only to the fourth power."""
     background = (owner == BACKGROUND).to(v.dtype)
     return Mean((v.square().sum(dim=-1) * background).sum(), background.sum())
+
+
+# ------------------------------------------------------- objectives of others, for benchmarks/objectives.py to compare
+
+EZ_VSL_TEMPERATURE = 0.03  # as in the paper
+DENSE_AV_TEMPERATURE = 0.05  # the paper learns it
+
+
+def ez_vsl_similarity(audio: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
+    """(A, S): cosine of the mean of each sound's patches (A, Q, D) to the best patch of each picture (S, P, D).
+
+    Multiple-instance contrastive learning of EZ-VSL (Mo and Morgado 2022, equation 3).
+    """
+    mean, patches = F.normalize(audio.mean(dim=1), dim=1), F.normalize(visual, dim=2)
+    return torch.einsum("ad,spd->asp", mean, patches).amax(dim=2)
+
+
+def dense_av_similarity(audio: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
+    """(A, S): mean over each sound's patches (A, Q, D) of the largest product with a patch of each picture (S, P, D).
+
+    Aggregation of DenseAV (Hamilton et al. 2024, section 3.2) with one head.
+    """
+    return torch.einsum("aqd,spd->asqp", audio, visual).amax(dim=3).mean(dim=2)
+
+
+def contrast(similarity: torch.Tensor) -> Mean:
+    """Symmetric InfoNCE of (N, N) similarities over a temperature: sound i belongs to picture i."""
+    own = torch.arange(len(similarity), device=similarity.device)
+    both = sum(F.cross_entropy(s, own, reduction="sum") for s in (similarity, similarity.T))
+    return Mean(both / 2, torch.tensor(float(len(similarity)), device=similarity.device))
+
+
+def dense_av_pressure(audio: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
+    """Mean square of negative products of patches, which DenseAV pushes to zero."""
+    return torch.einsum("aqd,spd->asqp", audio, visual).clamp_max(0).square().mean()

@@ -9,6 +9,7 @@ seen and heard comes from a collection: photographs and recordings (`Collection`
 from __future__ import annotations
 
 import copy
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,12 +36,16 @@ ATTEMPTS = 16  # scenes in a row that damaged clips may spoil
 class Collection:
     """Photographs, recordings and panoramas of one split, by concept. Recordings are decoded once and kept as int16."""
 
-    def __init__(self, items: list[Item], root: Path, concepts: list[Concept], cache: Path | None = None):
+    def __init__(self, items: list[Item], root: Path, concepts: list[Concept], cache: Path | None = None,
+                 share: float = 1.0):
+        """`share` of the photographs and recordings are used, chosen by their names; all are decoded into `cache`."""
+        if not 0.0 < share <= 1.0:
+            raise ValueError(f"the share of the data must be in (0, 1], got {share}")
         self.root = Path(root)
         self.class_of = {concept.name: index for index, concept in enumerate(concepts)}
         self.photos, self.sounds = defaultdict(list), defaultdict(list)
         for item in items:
-            if item.kind in ("photo", "sound"):
+            if item.kind in ("photo", "sound") and zlib.crc32(item.file.encode()) < share * 2**32:
                 getattr(self, item.kind + "s")[item.concept].append(item)
         self.panoramas = [item for item in items if item.kind == "panorama"]
         self._panorama_of: dict[str, np.ndarray] = {}

@@ -29,6 +29,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # BLAS threads of the scene mixer would fight with torch's own for the cores; its matrices are small.
@@ -62,6 +63,7 @@ class TrainConfig:
     run: Path = Path("runs/first")  # output folder; an interrupted run in it is resumed
     cache: Path = Path("cache")  # decoded recordings, made once
     split: str = "train"  # the items of training/splits.csv to train on
+    share_of_data: float = 1.0  # of the photographs and recordings of the split, for curves over the amount of data
     accelerator: str = "auto"  # of Fabric: cpu, cuda; auto takes a GPU where there is one
     devices: int = 1  # of this node when not started by torchrun, which says so itself
     precision: str = "auto"  # of Fabric; auto: bfloat16 where the processor computes in it, else float32
@@ -69,6 +71,7 @@ class TrainConfig:
     align_steps: int = 300  # before deep clustering joins
     scenes: int = 8  # a step and device
     dimensions: int = 96  # of the embedding
+    objective: Literal["clustering", "ez-vsl", "denseav"] = "clustering"  # the others: benchmarks/objectives.py
     clustering_weight: float = 5.0
     nothing_weight: float = 0.5  # of background patches in the alignment
     gate_weight: float = 1.0  # of the norm of background patches
@@ -173,6 +176,30 @@ def loss_terms(visual, audio, batch, frame, config: TrainConfig) -> dict[str, lo
     clustering = losses.deep_clustering(v, cluster, weight, clusters=max(1, len(frame) + len(videos)))
     scenes = torch.tensor(float(len(audio)), device=audio.device)
     return {**terms, "clustering": losses.Mean(clustering * scenes, scenes)}
+
+
+def contrastive_terms(visual, audio, batch, config: TrainConfig) -> dict[str, losses.Mean]:
+    """The objective of EZ-VSL or DenseAV on the same scenes: which picture belongs to a sound, no concept told.
+
+    All views of a scene are one picture. Each mixture of which something is in view is one sound; the other scenes of
+    the batch on this rank are the negatives.
+    """
+    seen, heard = batch["view_concept"].flatten(1), batch["sound_concept"]
+    shown = ((heard[..., None] == seen[:, None, None]) & (heard[..., None] >= 0)).any(dim=3).any(dim=2)
+    pictures, contrasts, pressures = visual.flatten(1, 2), [], []
+    for turn in range(heard.shape[1]):
+        own = torch.nonzero(shown[:, turn]).flatten()
+        sounds, views = audio[own, turn], pictures[own]
+        if config.objective == "ez-vsl":
+            contrasts.append(losses.contrast(losses.ez_vsl_similarity(sounds, views) / losses.EZ_VSL_TEMPERATURE))
+        elif len(own):
+            contrasts.append(losses.contrast(losses.dense_av_similarity(sounds, views) / losses.DENSE_AV_TEMPERATURE))
+            pressures.append(losses.dense_av_pressure(sounds, views))
+    terms = {"contrast": losses.Mean(sum(c.total for c in contrasts), sum(c.count for c in contrasts))}
+    if pressures:
+        one = torch.ones((), device=visual.device)
+        terms["pressure"] = losses.Mean(torch.stack(pressures).mean(), one)
+    return terms
 
 
 def _with_a_row(table: torch.Tensor) -> torch.Tensor:
@@ -327,7 +354,8 @@ def make_fabric(config: TrainConfig) -> Fabric:
 
 def _collection(config: TrainConfig, split: str) -> Collection | ClipCollection:
     more = read_more_sounds(config.more_sounds) if config.more_sounds is not None and split == "train" else []
-    return open_collection(config.data, config.clips, split, concepts_of(config), config.cache, more)
+    share = config.share_of_data if split == config.split else 1.0
+    return open_collection(config.data, config.clips, split, concepts_of(config), config.cache, more, share)
 
 
 def _loader(config: TrainConfig, collection, seed: int, first: int, count: int) -> DataLoader:
@@ -434,7 +462,10 @@ def train_step(fabric, model, optimizer, batch, frame, step: int, config: TrainC
     scale = learning_rate_scale(step, config)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * scale
-    terms = means_over_ranks(fabric, loss_terms(*model(batch.get("views"), batch["sound"]), batch, frame, config))
+    embeddings = model(batch.get("views"), batch["sound"])
+    terms = (loss_terms(*embeddings, batch, frame, config) if config.objective == "clustering"
+             else contrastive_terms(*embeddings, batch, config))
+    terms = means_over_ranks(fabric, terms)
     loss = total_loss(terms, step, config)
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)

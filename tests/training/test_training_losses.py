@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 from training import losses  # noqa: E402
 from training.networks import AudioEncoder, PatchHead, prototypes  # noqa: E402
-from training.train import moving_average  # noqa: E402
+from training.train import TrainConfig, contrastive_terms, moving_average  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -117,3 +117,34 @@ def test_the_moving_average_forgets_the_start_within_a_short_run_and_is_slow_aft
     module.weight.data.fill_(2.0)
     average.update_parameters(module)
     assert average.module.weight.item() == pytest.approx(1.002, abs=1e-4)
+
+
+def test_similarities_of_other_objectives_are_the_papers():
+    """EZ-VSL: the best patch to the mean of the sound. DenseAV: each sound patch's best patch, averaged."""
+    e = torch.eye(4)
+    audio = torch.stack([e[0], e[1]])[None]
+    visual = torch.stack([torch.stack([e[0], e[1], e[2]]), torch.stack([e[2], e[3], e[3]])])
+    assert torch.allclose(losses.ez_vsl_similarity(audio, visual), torch.tensor([[0.5**0.5, 0.0]]))
+    assert torch.allclose(losses.dense_av_similarity(audio, visual), torch.tensor([[1.0, 0.0]]))
+    assert losses.dense_av_pressure(audio, visual) == 0 and losses.dense_av_pressure(audio, -visual) > 0
+
+
+def test_contrast_wants_each_sound_at_its_own_picture():
+    right, wrong = (losses.contrast(20 * similarity) for similarity in (torch.eye(3), torch.eye(3).roll(1, 0)))
+    assert right.value < 1e-3 < 10 < wrong.value and right.count == 3
+
+
+@pytest.mark.parametrize("objective", ["ez-vsl", "denseav"])
+def test_only_sounds_of_what_is_in_view_are_contrasted(objective):
+    """A mixture of something out of view, or of nothing, belongs to no picture."""
+    generator = torch.Generator().manual_seed(0)
+    visual, audio = (torch.randn(shape, generator=generator) / 8 for shape in ((2, 1, 6, 8), (2, 2, 5, 8)))
+    ignore = losses.IGNORE
+    batch = {"view_concept": torch.tensor([[[1, ignore, ignore]], [[2, ignore, ignore]]]),
+             "sound_concept": torch.tensor([[[1, ignore], [2, ignore]], [[2, ignore], [ignore, ignore]]])}
+    terms = contrastive_terms(visual, audio, batch, TrainConfig(objective=objective))
+    assert terms["contrast"].count == 2
+    moved = audio.clone()
+    moved[:, 1] += 1
+    assert contrastive_terms(visual, moved, batch, TrainConfig(objective=objective))["contrast"].total == pytest.approx(
+        terms["contrast"].total)

@@ -1,0 +1,138 @@
+"""What the training objective is worth: deep clustering beside others' objectives, parts left out, and less data.
+
+    python benchmarks/objectives.py [--steps 400] [--scenes 200] [--json FILE]      (make bench-objectives)
+
+Every row is trained anew by training/train.py from the same pretrained trunks and heads, on the same mixed scenes of
+the same items, for equally many steps: far fewer than the shipped model's, so only rows of this table compare with each
+other. Trained rows are kept under --run and not trained again; a killed run goes on.
+
+Rows of other objectives: EZ-VSL (Mo and Morgado 2022) and DenseAV (Hamilton et al. 2024), as in training/losses.py: the
+objective alone, on our networks, with the scenes of a batch as negatives. They know no threshold, so they are told how
+many objects sound, and their answers are the strongest regions of the map of similarity to the mean of the sound. Rows
+of ours are calibrated on validation scenes and told nothing. Tables: as of training/evaluate.py, all composited.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from avssl_ros import Localizer, features, fusion
+from training.clip_collection import ClipsConfig, open_collection
+from training.data import read_concepts
+from training.evaluate import Answer, Chance, Ours, print_positive, run_positive
+from training.scenes import Scene, SceneGenerator
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS, EZ_VSL, DENSE_AV = "ours", "EZ-VSL obj.", "DenseAV obj."
+# Name of the row to options of training/train.py.
+ROWS: dict[str, tuple[str, ...]] = {
+    EZ_VSL: ("--objective", "ez-vsl"),
+    DENSE_AV: ("--objective", "denseav"),
+    "no clustering": ("--clustering-weight", "0"),
+    "no negatives": ("--mix.no-sound", "0", "--mix.offscreen", "0", "--mix.no-object", "0", "--mix.decoy", "0"),
+    "no gate": ("--nothing-weight", "0", "--gate-weight", "0", "--background-share", "0"),
+    "1/8 of data": ("--share-of-data", "0.125"),
+    "1/4 of data": ("--share-of-data", "0.25"),
+    "1/2 of data": ("--share-of-data", "0.5"),
+    OURS: (),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ObjectivesConfig:
+    """What to train and how to try it."""
+
+    data: Path = Path("../shared/data")
+    weights: Path = Path("../shared/weights")
+    run: Path = Path("runs/objectives")  # trained rows
+    rows: tuple[str, ...] = tuple(ROWS)
+    steps: int = 400  # of training, each row
+    calibration_scenes: int = 150
+    scenes: int = 200  # a row of the tables
+    seed: int = 2  # of the scenes
+    json: Path | None = None  # also write the figures here
+
+
+class Similarity:
+    """Where the picture resembles the mean of the sound most: what the objectives of others train for."""
+
+    def __init__(self, name: str, localizer: Localizer):
+        self.name, self.localizer = name, localizer
+
+    def __call__(self, scene: Scene, count: int) -> list[Answer]:
+        views, surface = self.localizer.cut(scene.image, "equirectangular")
+        encoders = self.localizer.encoders
+        seen = encoders.visual(views).reshape(-1, encoders.dimensions)
+        heard = encoders.audio(features.log_mel(scene.sound)[None]).reshape(-1, encoders.dimensions).mean(axis=0)
+        if self.name == EZ_VSL:
+            seen = seen / np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), 1e-6)
+        similarity = surface.project((seen @ heard)[None])[0]
+        regions = fusion.find_regions(np.maximum(similarity - np.median(similarity), 0), surface, count)
+        return [Answer(region.azimuth, region.elevation, region.mask) for region in regions]
+
+
+def train_row(name: str, config: ObjectivesConfig) -> Path:
+    """The model folder of one row, trained, exported and calibrated unless it is there."""
+    folder = config.run / "".join(c if c.isalnum() else "-" for c in name)
+    models = folder / f"models-{config.steps}"
+    if (models / "done").exists():
+        return models
+    short = ["--align-steps", str(config.steps // 6), "--warm-up", str(config.steps // 10), "--mix.views", "3",
+             "--mix.sounds", "4", "--validate-every", str(config.steps), "--validation-scenes", "24"]  # fmt: skip
+    _run("train.py", "--run", folder / f"run-{config.steps}", "--steps", config.steps, "--data", config.data,
+         "--weights", config.weights, *short, *ROWS[name])
+    _run("export.py", "--run", folder / f"run-{config.steps}", "--output", models)
+    if name not in (EZ_VSL, DENSE_AV):
+        _run("calibrate.py", "--models", models, "--data", config.data, "--scenes", config.calibration_scenes)
+    (models / "done").touch()
+    return models
+
+
+def _run(program: str, *arguments) -> None:
+    subprocess.run([sys.executable, str(ROOT / "training" / program), *map(str, arguments)], check=True)
+
+
+def method(name: str, models: Path):
+    """A row as training/evaluate.py calls it."""
+    localizer = Localizer(models)
+    if name in (EZ_VSL, DENSE_AV):
+        return Similarity(name, localizer)
+    ours = Ours(localizer)
+    ours.name = name
+    return ours
+
+
+def main(config: ObjectivesConfig) -> dict:
+    """Trains what is not trained yet, prints the tables and returns the figures."""
+    if unknown := set(config.rows) - set(ROWS):
+        raise SystemExit(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    trained = {name: train_row(name, config) for name in config.rows}
+    concepts = read_concepts()
+    collection = open_collection(config.data, ClipsConfig(), "test", concepts)
+    generator = SceneGenerator(collection, config.seed)
+    methods = [Chance(), *(method(name, models) for name, models in trained.items())]
+    label_of = {concept.name: concept.label for concept in concepts}
+    report = {"steps": config.steps, "seed": config.seed, "tasks": {}}
+    for sounding in (1, 2, 3):
+        rows = run_positive(generator, methods, sounding, config.scenes, label_of)
+        task = f"{sounding} of {generator.visible} visible objects sounding, {config.steps} steps of training"
+        report["tasks"][task] = rows
+        print_positive(task, rows)
+    if config.json:
+        config.json.parent.mkdir(parents=True, exist_ok=True)
+        config.json.write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(ObjectivesConfig, description=__doc__))
