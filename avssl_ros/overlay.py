@@ -150,7 +150,9 @@ class _Canvas:
         name = source.label if source.id is None else f"{source.label}  #{source.id}"
         where = f"{np.degrees(source.azimuth):+.0f}°   {source.confidence:.0%}"
         tile = _text_tile((name, where), color, self._font_size)
-        self._place_label(tile, round(ring[:, 0].max()) + 4, round(float(y)))
+        right, left = round(ring[:, 0].max()) + 4, round(ring[:, 0].min()) - 4 - tile.width
+        beyond = right % self.width + tile.width > self.width >= left % self.width + tile.width
+        self._place_label(tile, left if self.wraps and beyond else right, round(float(y)))
 
     def draw_strip(self, message: str) -> None:
         """One line of text on a shaded strip along the lower edge."""
@@ -179,7 +181,7 @@ class _Canvas:
         return np.stack([x, y], axis=1)[np.isfinite(x)]
 
     def _place_label(self, tile: _Tile, x: int, y: int) -> None:
-        """Put a label right of its ring, centred on y, inside the picture and below labels that are in its way."""
+        """Put a label at x beside its ring, centred on y, inside the picture and below labels that are in its way."""
         height, width = tile.height, tile.width
         y -= height // 2
         if not self.wraps:

@@ -1,6 +1,6 @@
 """What the training objective is worth: deep clustering beside others' objectives, parts left out, and less data.
 
-    python benchmarks/objectives.py [--steps 400] [--scenes 200] [--json FILE]      (make bench-objectives)
+    python benchmarks/objectives.py [--steps 300] [--scenes 200] [--json FILE]      (make bench-objectives)
 
 Every row is trained anew by training/train.py from the same pretrained trunks and heads, on the same mixed scenes of
 the same items, for equally many steps: far fewer than the shipped model's, so only rows of this table compare with each
@@ -54,7 +54,7 @@ class ObjectivesConfig:
     weights: Path = Path("../shared/weights")
     run: Path = Path("runs/objectives")  # trained rows
     rows: tuple[str, ...] = tuple(ROWS)
-    steps: int = 400  # of training, each row
+    steps: int = 300  # of training, each row
     calibration_scenes: int = 150
     scenes: int = 200  # a row of the tables
     seed: int = 2  # of the scenes
@@ -85,7 +85,7 @@ def train_row(name: str, config: ObjectivesConfig) -> Path:
     models = folder / f"models-{config.steps}"
     if (models / "done").exists():
         return models
-    short = ["--align-steps", str(config.steps // 6), "--warm-up", str(config.steps // 10), "--mix.views", "3",
+    short = ["--align-steps", str(config.steps // 6), "--warm-up", str(config.steps // 10), "--mix.views", "2",
              "--mix.sounds", "4", "--validate-every", str(config.steps), "--validation-scenes", "24"]  # fmt: skip
     _run("train.py", "--run", folder / f"run-{config.steps}", "--steps", config.steps, "--data", config.data,
          "--weights", config.weights, *short, *ROWS[name])

@@ -63,6 +63,11 @@ def test_what_crosses_the_right_edge_goes_on_at_the_left(azimuth_deg):
     assert changed(ahead)[label].all() and changed(back)[label].all()
 
 
+def test_a_label_that_would_be_cut_by_the_right_edge_stands_left_of_its_ring():
+    columns = np.nonzero(changed(draw(GREY, scene_of((-160, 0)))))[1]
+    assert 700 < columns.min() < 860 < columns.max() < WIDTH - 1
+
+
 def test_no_line_is_drawn_along_the_seam():
     picture = draw(GREY, scene_of((180, 0)))
     inside = slice(HEIGHT // 2 - 10, HEIGHT // 2 + 10)  # in the middle of the heat, where there is no contour
