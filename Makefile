@@ -48,7 +48,7 @@ test-all: $(VENV)/.test-ready  ## every test
 	$(BIN)/python -m pytest tests/training
 
 bench-localization: $(VENV)/.test-ready  ## localization on generated scenes against chance and audio-free priors
-	$(BIN)/python benchmarks/localization.py --json benchmarks/out/localization.json
+	$(BIN)/python benchmarks/localization.py --json benchmarks/out/localization.json --figures benchmarks/out
 
 bench-objectives: $(VENV)/.test-ready  ## other training objectives, parts left out, less data: trains all of them (hours)
 	$(BIN)/python benchmarks/objectives.py --json benchmarks/out/objectives.json

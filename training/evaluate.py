@@ -269,12 +269,12 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig, more: Callable[[Localizer], list] = lambda localizer: [],
-             negatives: Sequence[str] = NEGATIVES) -> dict:
+             negatives: Sequence[str] = NEGATIVES, sounding: Sequence[int] = (1, 2)) -> dict:
     """Prints the tables, writes the JSON file if one is wanted, and returns the figures.
 
     Args:
         more: further methods, made of the localizer, as the rows before ours.
-        negatives: which of NEGATIVES to try.
+        negatives: which of NEGATIVES to try. sounding: how many of the visible objects sound, a table each.
     """
     concepts = read_concepts()
     collection = open_collection(config.data, config.clips, config.split, concepts)
@@ -286,9 +286,9 @@ def evaluate(config: EvaluateConfig, more: Callable[[Localizer], list] = lambda 
               "step": localizer.manifest["training"]["step"], "seed": config.seed, "split": config.split,
               "concepts": {"visible": generator.lookable, "sounding": generator.audible},
               "positive": {}, "negative": {}}
-    for sounding in (1, 2):
-        rows = run_positive(generator, methods, sounding, config.scenes, label_of)
-        task = f"{sounding} of {generator.visible} visible objects sounding"
+    for number in sounding:
+        rows = run_positive(generator, methods, number, config.scenes, label_of)
+        task = f"{number} of {generator.visible} visible objects sounding"
         report["positive"][task] = rows
         print_positive(task, rows)
     for kind in negatives:

@@ -6,7 +6,7 @@ levels over a real background. Scene i is a function of (seed, i) alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -134,6 +134,21 @@ class SceneGenerator:
             sound = at_level(self._recording(rng, name), rng.uniform(-30, -15)) + self._background(rng, -60)
             return Scene(image, _clip(sound), objects, offscreen=str(name))
         return Scene(image, _clip(self._negative_sound(rng, kind)), objects)
+
+    def pair(self, index: int) -> tuple[Scene, Scene]:
+        """Two scenes of one picture: in the first its first object sounds, in the second its second."""
+        return whole_scene(self, index, SceneGenerator._pair)
+
+    def _pair(self, rng) -> tuple[Scene, Scene]:
+        heard = list(rng.choice(self.audible, 2, replace=False))
+        others = [name for name in self.lookable if name not in heard]
+        image, objects = self._place(rng, heard + list(rng.choice(others, self.visible - 2, replace=False)), 0)
+        background, scenes = self._background(rng, rng.uniform(-65, -45)), []
+        for number, name in enumerate(heard):
+            sounding = tuple(replace(placed, sounds=index == number) for index, placed in enumerate(objects))
+            sound = at_level(self._recording(rng, name), rng.uniform(-30, -15)) + background
+            scenes.append(Scene(image, _clip(sound), sounding))
+        return scenes[0], scenes[1]
 
     def timeline(self, index: int) -> Timeline:
         """A scene in which objects begin and fall silent as SCHEDULE says; at least 4 visible concepts must sound."""
