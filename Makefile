@@ -12,7 +12,7 @@ SUITABLE := import sys, platform; sys.exit(not ((3, 10) <= sys.version_info[:2] 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c '$(SUITABLE)' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
 
-.PHONY: help demo test test-all bench bench-localization bench-objectives bench-streams bench-latency bench-pipeline train train-small lint clean
+.PHONY: help demo test test-all bench bench-localization bench-objectives bench-streams bench-views bench-latency bench-pipeline train train-small lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | column -t -s:
@@ -56,13 +56,16 @@ bench-objectives: $(VENV)/.test-ready  ## other training objectives, parts left 
 bench-streams: $(VENV)/.test-ready  ## when sources start and stop, on generated timelines
 	$(BIN)/python benchmarks/streams.py --json benchmarks/out/streams.json
 
+bench-views: $(VENV)/.test-ready  ## all views of every image or some in turn: cost, and what is lost where things move
+	$(BIN)/python benchmarks/views_in_turn.py --json benchmarks/out/views_in_turn.json
+
 bench-latency: $(VENV)/.test-ready  ## one step beside other networks, by stages, and how its cost grows
 	$(BIN)/python benchmarks/latency.py --json benchmarks/out/latency.json --plot benchmarks/out/latency.png
 
 bench-pipeline: $(VENV)/.test-ready  ## packing and caching of clips beside other ways
 	$(BIN)/python benchmarks/data_pipeline.py --json benchmarks/out/data_pipeline.json
 
-bench: bench-localization bench-streams bench-latency bench-pipeline  ## every claimed figure
+bench: bench-localization bench-streams bench-views bench-latency bench-pipeline  ## every claimed figure
 
 train: $(VENV)/.test-ready  ## retrain the shipped models (see training/train.py --help)
 	$(BIN)/python training/train.py

@@ -89,18 +89,31 @@ class Localizer:
             scene = self._localize(image, audio, sample_rate, projection, self.decision["publish"], recent=None)
         return replace(scene, sources=tuple(sorted(scene.sources, key=lambda source: -source.confidence)))
 
-    def stream(self, projection: str = "equirectangular", **tracking) -> LocalizerStream:
-        """A stream with identities, onsets and offsets; keyword arguments are the fields of TrackingConfig."""
-        _check_projection(projection)
-        return LocalizerStream(self, projection, TrackingConfig(**tracking))
+    def stream(self, projection: str = "equirectangular", views_per_frame: int = 0, **tracking) -> LocalizerStream:
+        """A stream with identities, onsets and offsets.
 
-    def _localize(self, image, audio, sample_rate, projection, publish, recent: float | None) -> Localization:
+        Args:
+            projection: as of `localize`.
+            views_per_frame: how many views are looked at anew in each frame, in turn; 0 for all. With fewer, a frame
+                costs less and the others' embeddings are some frames old: for cameras faster than the machine.
+            tracking: the fields of TrackingConfig.
+        """
+        _check_projection(projection)
+        if not 0 <= views_per_frame <= len(self.layout):
+            raise ValueError(f"views_per_frame must be 0..{len(self.layout)}, got {views_per_frame}")
+        sight = ViewsInTurn(self.encoders, views_per_frame) if views_per_frame else None
+        return LocalizerStream(self, projection, TrackingConfig(**tracking), sight)
+
+    def _localize(self, image, audio, sample_rate, projection, publish, recent: float | None,
+                  sight: ViewsInTurn | None = None) -> Localization:
         _check_projection(projection)
         image = check_image(image, projection)
         samples = features.as_mono(audio, sample_rate)
         views, surface = self.cut(image, projection)
-        clusters = self.hear(samples, views, recent)
+        clusters = self.hear(samples, views, recent, sight)
         if clusters is None:
+            if sight is not None:
+                sight.forget()
             return Localization((), np.zeros(surface.azimuth.shape, np.float32), (), active=False)
         clusters, visual = clusters
         model = self.decision["source" if recent is None else "stream"]
@@ -123,12 +136,13 @@ class Localizer:
         rows, columns = view.shape[0] // stride, view.shape[1] // stride
         return view[None], plane_surface(rows, columns, image.shape[0] / image.shape[1], self.fov_deg)
 
-    def hear(self, samples: np.ndarray, views: np.ndarray, recent: float | None):
+    def hear(self, samples: np.ndarray, views: np.ndarray, recent: float | None, sight: ViewsInTurn | None = None):
         """Clusters of the sound and the views' embeddings (P, D), or None when there is nothing above the floor.
 
         Args:
             samples: (n,) float32 at features.SAMPLE_RATE. views: as from `cut`.
             recent: seconds at the end of the window that decide what sounds now; None for all of it.
+            sight: what embeds the views; None looks at all of them.
         """
         window = int(self.window_seconds * features.SAMPLE_RATE)
         samples = samples[-window:]
@@ -141,8 +155,8 @@ class Localizer:
         if recent is not None:
             decision = {**decision, "smallest_share": max(RECENT_SHARE, decision["smallest_share"])}
             weight[:, : -int(np.ceil(recent / PATCH_SECONDS))] = 0.0
-        visual = self.encoders.visual(views).reshape(-1, self.encoders.dimensions)
         dimensions = self.encoders.dimensions
+        visual = (self.encoders if sight is None else sight).visual(views).reshape(-1, dimensions)
         return cluster(audio.reshape(-1, dimensions), weight.ravel(), self.prototypes, decision), visual
 
     def _sources(self, clusters: list[Cluster], visual: np.ndarray, surface: fusion.Surface, publish: float, model):
@@ -172,11 +186,33 @@ class Localizer:
         return [Unseen(self.labels[class_id], class_id, confidence, sound.centroid.astype(np.float32))]
 
 
+class ViewsInTurn:
+    """Embeddings of views of which only `count` are looked at anew each time, in turn; all of them after `forget`."""
+
+    def __init__(self, encoders: Encoders, count: int):
+        self._encoders, self._count, self._next = encoders, count, 0
+        self._seen: np.ndarray | None = None
+
+    def visual(self, views: np.ndarray) -> np.ndarray:
+        """(N, H, W, 3) uint8 to (N, rows, columns, D), as Encoders.visual."""
+        if self._seen is None or len(self._seen) != len(views):
+            self._seen, self._next = self._encoders.visual(views), 0
+            return self._seen
+        turn = (self._next + np.arange(min(self._count, len(views)))) % len(views)
+        self._seen[turn] = self._encoders.visual(views[turn])
+        self._next = (self._next + len(turn)) % len(views)
+        return self._seen
+
+    def forget(self) -> None:
+        """Nothing is kept: after silence or a jump in time what was seen is too old."""
+        self._seen = None
+
+
 class LocalizerStream:
     """Frames of one camera and microphone in the order of their capture; adds id, state, onset and events."""
 
-    def __init__(self, localizer: Localizer, projection: str, config: TrackingConfig):
-        self._localizer, self._projection = localizer, projection
+    def __init__(self, localizer: Localizer, projection: str, config: TrackingConfig, sight: ViewsInTurn | None = None):
+        self._localizer, self._projection, self._sight = localizer, projection, sight
         self._tracker, self._heard = Tracker(config), HeardTracker()
         self._time: float | None = None
 
@@ -194,13 +230,13 @@ class LocalizerStream:
         A time that jumps back, or more than 10 s ahead, ends all tracks and starts afresh. Raises ValueError on a bad
         image or sound; the stream goes on with the next.
         """
+        jumped = self._time is not None and not 0.0 <= time - self._time <= LARGEST_TIME_STEP
+        if jumped and self._sight is not None:
+            self._sight.forget()
         with blas.one_thread():
-            scene = self._localizer._localize(
-                image, audio, sample_rate, self._projection, self.config.offset_confidence, RECENT_SECONDS
-            )
-        ended = ()
-        if self._time is not None and not 0.0 <= time - self._time <= LARGEST_TIME_STEP:
-            ended = self.silence(time)
+            scene = self._localizer._localize(image, audio, sample_rate, self._projection,
+                                              self.config.offset_confidence, RECENT_SECONDS, self._sight)  # fmt: skip
+        ended = self.silence(time) if jumped else ()  # after what may refuse the image, so that no event is lost
         self._time = time
         if not scene.active:
             self._heard.end()
@@ -216,12 +252,13 @@ class LocalizerStream:
         """Ends all tracks when a sensor is gone; returns their offset events."""
         self._time = time
         self._heard.end()
+        if self._sight is not None:
+            self._sight.forget()
         return self._tracker.end()
 
     def reset(self) -> None:
         """Forgets all tracks, without events."""
-        self._tracker.end()
-        self._heard.end()
+        self.silence(0.0)
         self._time = None
 
 

@@ -8,6 +8,7 @@ import pytest
 from avssl_ros import Localizer
 from avssl_ros.audio_input import read_audio
 from avssl_ros.geometry import angle_between
+from avssl_ros.localizer import ViewsInTurn
 from avssl_ros.paths import demo_scene
 from avssl_ros.video_input import VideoFile
 
@@ -163,3 +164,42 @@ def test_a_larger_view_gives_the_same_map_from_more_patches_and_odd_sizes_are_re
     for wrong in (100, 32, 2048):
         with pytest.raises(ValueError, match=f"multiple of 32 from 64 to 1024 pixels, got {wrong}"):
             Localizer(view_size=wrong)
+
+
+class Eyes:
+    """Encoders whose embedding of a view is the view's first pixel; counts what they are shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    def visual(self, views):
+        self.shown.append(len(views))
+        return views[:, :1, :1, :1].astype(np.float32)
+
+
+def test_views_in_turn_are_each_refreshed_once_a_round_and_all_after_silence():
+    eyes = Eyes()
+    sight = ViewsInTurn(eyes, 1)
+    seen = [sight.visual(np.full((4, 2, 2, 3), frame, np.uint8)).ravel().tolist() for frame in range(5)]
+    assert seen == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 2, 0, 0], [1, 2, 3, 0], [1, 2, 3, 4]]
+    sight.forget()
+    assert sight.visual(np.full((4, 2, 2, 3), 9, np.uint8)).ravel().tolist() == [9, 9, 9, 9]
+    assert eyes.shown == [4, 1, 1, 1, 1, 4]
+
+
+def test_views_in_turn_find_what_all_views_find_in_a_still_picture(localizer, demo):
+    source = first_sounding(demo)
+    image, sound, rate = moment(demo, (source["from"] + source["to"]) / 2 + 0.4)
+    told = {}
+    for count in (0, 1):
+        stream = localizer.stream(views_per_frame=count)
+        for step in range(12):
+            told[count] = stream.process(image, sound, rate, step / 10)
+    (one,), (other,) = told[0].sources, told[1].sources
+    assert angle_between(one.azimuth, one.elevation, other.azimuth, other.elevation) < np.radians(1)
+
+
+@pytest.mark.parametrize("count", [-1, 5])
+def test_more_views_in_turn_than_there_are_views_are_refused(localizer, count):
+    with pytest.raises(ValueError, match="views_per_frame must be 0..4"):
+        localizer.stream(views_per_frame=count)

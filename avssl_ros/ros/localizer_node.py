@@ -58,6 +58,7 @@ def make_localizer(values: dict) -> Localizer:
         layout=ViewLayout(tuple(values["view_azimuths_deg"]), values["view_elevation_deg"], values["view_fov_deg"],
                           values["view_vertical_fov_deg"]),
         fov_deg=values["fov_deg"],
+        view_size=values["view_size"] or None,
     )
 
 
@@ -77,7 +78,9 @@ class LocalizerNode(Process):
         self._localizer = make_localizer(self._values)
         tracking = {name: self._values[name] for name in parameters.TRACKING}
         warm_up(self._localizer, self._values["projection"])
-        self._stream = self._localizer.stream(self._values["projection"], **tracking)
+        self._stream = self._localizer.stream(
+            self._values["projection"], self._values["views_per_frame"], **tracking
+        )
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
 

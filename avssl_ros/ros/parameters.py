@@ -126,6 +126,21 @@ LOCALIZER = (
     Parameter("view_fov_deg", 100.0, "Width of the views.", range=(30.0, 150.0), read_only=True),
     Parameter("view_vertical_fov_deg", 86.0, "Height of the views.", range=(30.0, 150.0), read_only=True),
     Parameter(
+        "view_size",
+        0,
+        "Width of a view in pixels, a multiple of 32; 0 takes the model's. Smaller views cost less time and show less.",
+        range=(0, 1024),
+        read_only=True,
+    ),
+    Parameter(
+        "views_per_frame",
+        0,
+        "How many views are looked at anew in each image, in turn; 0 is all. With 1, an image costs a third, and what "
+        "moves is seen some images late.",
+        range=(0, 36),
+        read_only=True,
+    ),
+    Parameter(
         "rate",
         15.0,
         "Most images processed per second; 0 is as many as the computer manages. Others are dropped.",
