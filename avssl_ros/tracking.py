@@ -11,7 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from avssl_ros.geometry import angle_between, direction_to_vector, vector_to_direction
 from avssl_ros.scene import Event, Source, Unseen
 
-DIRECTION_SECONDS = 0.25  # time constant of the direction
+DIRECTION_SECONDS = 0.4  # memory of the direction's filter
+FASTEST = np.pi  # rad/s that a track may be thought to move: a robot that turns itself half around in a second
 # Time constant of the confidence, which wavers from frame to frame where a camera shakes: at 0.25 s and a higher onset
 # validation timelines come out the same, but a walk with a hand-held camera gets tracks of single good frames.
 SMOOTHING_SECONDS = 0.4
@@ -60,9 +61,17 @@ class _Track:
     first_time: float
     last_time: float  # of the last frame, whether seen in it or not
     heard_time: float  # of the last frame in which it was above the offset threshold
+    velocity: np.ndarray = field(default_factory=lambda: np.zeros(3))  # of the unit vector, 1/s
     votes: dict[tuple[int, str], float] = field(default_factory=dict)
     id: int | None = None
     announced: Source | None = None
+
+    def expected(self, time: float) -> np.ndarray:
+        """Unit vector (3,) of where it is at `time` if it goes on as it did."""
+        here = direction_to_vector(self.source.azimuth, self.source.elevation)
+        speed = float(np.linalg.norm(self.velocity))
+        angle = max(time - self.last_time, 0.0) * speed
+        return np.cos(angle) * here + np.sin(angle) * self.velocity / max(speed, 1e-9)
 
 
 class Tracker:
@@ -81,7 +90,7 @@ class Tracker:
             sources: of one frame, with confidences down to `offset_confidence`.
             time: capture time in seconds, later than that of the frame before.
         """
-        matched = self._match(sources)
+        matched = self._match(sources, time)
         for index, track in enumerate(self._tracks):
             self._advance(track, sources[matched[index]] if index in matched else None, time)
         for index in set(range(len(sources))) - set(matched.values()):
@@ -105,24 +114,27 @@ class Tracker:
         self._last_time = None
         return events
 
-    def _match(self, sources: tuple[Source, ...]) -> dict[int, int]:
-        """Track index to source index: nearest in direction and alike in the embedding (Hungarian method)."""
+    def _match(self, sources: tuple[Source, ...], time: float) -> dict[int, int]:
+        """Track index to source index: nearest to where it should be and alike in the embedding (Hungarian method)."""
         if not self._tracks or not sources:
             return {}
         limit = np.radians(self.config.max_step_deg)
-        tracks = [track.source for track in self._tracks]
-        angle = angle_between(*_directions(tracks, 1), *_directions(sources, 0))
-        alike = np.stack([t.embedding for t in tracks]) @ np.stack([s.embedding for s in sources]).T
+        expected = np.stack([track.expected(time) for track in self._tracks])
+        found = direction_to_vector(*(np.array([getattr(s, n) for s in sources]) for n in ("azimuth", "elevation")))
+        angle = np.arccos(np.clip(expected @ found.T, -1.0, 1.0))
+        embeddings = [track.source.embedding for track in self._tracks]
+        alike = np.stack(embeddings) @ np.stack([s.embedding for s in sources]).T
         cost = angle / limit + 0.5 * (1.0 - alike)
         pairs = zip(*linear_sum_assignment(np.where(angle > limit, 1e6, cost)))
         return {int(track): int(source) for track, source in pairs if angle[track, source] <= limit}
 
     def _advance(self, track: _Track, seen: Source | None, time: float) -> None:
-        passed = max(time - track.last_time, 0.0)
+        passed, expected = max(time - track.last_time, 0.0), track.expected(time)
         track.last_time = time
         spoken_for = passed if seen is None else min(passed, FRAME_SECONDS)
         keep = float(np.exp(-spoken_for / SMOOTHING_SECONDS))
         if seen is None:
+            track.velocity = np.zeros(3)
             blank = np.zeros_like(track.source.map)
             track.source = replace(track.source, confidence=keep * track.source.confidence, map=blank)
             return
@@ -132,7 +144,7 @@ class Tracker:
         track.votes = {name: keep * vote for name, vote in track.votes.items()}
         track.votes[_name(seen)] = track.votes.get(_name(seen), 0.0) + seen.confidence
         class_id, label = max(track.votes, key=track.votes.get)
-        azimuth, elevation = _between(track.source, seen, float(np.exp(-spoken_for / DIRECTION_SECONDS)))
+        azimuth, elevation = _follow(track, seen, expected, passed, float(np.exp(-passed / DIRECTION_SECONDS)))
         track.source = replace(
             seen, azimuth=azimuth, elevation=elevation, class_id=class_id, label=label, confidence=smoothed,
             id=track.id, onset=track.source.onset,
@@ -204,13 +216,24 @@ def _name(source: Source) -> tuple[int, str]:
     return source.class_id, source.label
 
 
-def _directions(sources, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    azimuth, elevation = (np.array([getattr(s, name) for s in sources]) for name in ("azimuth", "elevation"))
-    return np.expand_dims(azimuth, axis), np.expand_dims(elevation, axis)
+def _follow(track: _Track, seen: Source, expected: np.ndarray, passed: float, keep: float) -> tuple[float, float]:
+    """Direction after one more sighting, by a g-h filter with fading memory (Morrison 1969) on unit vectors.
 
-
-def _between(old: Source, new: Source, keep: float) -> tuple[float, float]:
-    """Direction between two, on the sphere, so that it is right across the seam."""
-    vector = keep * direction_to_vector(old.azimuth, old.elevation)
-    azimuth, elevation = vector_to_direction(vector + (1 - keep) * direction_to_vector(new.azimuth, new.elevation))
+    Unlike an average of the last directions, it does not lag behind what moves steadily, as everything does while the
+    robot turns. Updates the track's velocity.
+    """
+    surprise = direction_to_vector(seen.azimuth, seen.elevation) - expected
+    ahead = expected + (1 - keep**2) * surprise
+    ahead /= np.linalg.norm(ahead)
+    if passed > 0:
+        speed = float(np.linalg.norm(track.velocity))
+        velocity = _along(track.velocity, expected, speed) + (1 - keep) ** 2 * surprise / passed
+        track.velocity = _along(velocity, ahead, min(float(np.linalg.norm(velocity)), FASTEST))
+    azimuth, elevation = vector_to_direction(ahead)
     return float(azimuth), float(elevation)
+
+
+def _along(velocity: np.ndarray, at: np.ndarray, speed: float) -> np.ndarray:
+    """The velocity turned into the sphere's tangent plane at the unit vector `at`, with this speed."""
+    tangent = velocity - (velocity @ at) * at
+    return speed * tangent / max(float(np.linalg.norm(tangent)), 1e-9)

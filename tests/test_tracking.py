@@ -111,3 +111,26 @@ def test_a_sound_out_of_view_is_told_once_it_lasted_and_until_it_was_silent_for_
 def test_a_blip_out_of_view_is_never_told():
     tracker, config = HeardTracker(), TrackingConfig(min_on_seconds=0.2, min_off_seconds=0.5)
     assert [tracker.update((heard(3),) if time == 0 else (), time, config) for time in (0, 0.1, 0.3, 0.4)] == [()] * 4
+
+
+@pytest.mark.parametrize("rate", [5.0, 10.0, 30.0])
+@pytest.mark.parametrize("speed_deg", [30.0, 90.0])
+def test_what_moves_steadily_is_followed_without_lag_across_the_seam(rate, speed_deg):
+    """As everything does while the robot turns."""
+    tracker, lag, identities = Tracker(), [], set()
+    for index in range(int(4 * rate)):
+        azimuth = np.radians(100 + speed_deg * index / rate)
+        azimuth = (azimuth + np.pi) % (2 * np.pi) - np.pi
+        for told in tracker.update((source(azimuth),), index / rate)[0]:
+            identities.add(told.id)
+            if index > 2.5 * rate:
+                lag.append(np.degrees((azimuth - told.azimuth + np.pi) % (2 * np.pi) - np.pi))
+    assert identities == {1} and np.abs(lag).max() < 2
+
+
+def test_what_stands_still_is_told_more_steadily_than_it_is_seen():
+    rng, tracker, told = np.random.default_rng(0), Tracker(), []
+    seen = rng.normal(0, np.radians(4), 300)
+    for index, azimuth in enumerate(seen):
+        told += [s.azimuth for s in tracker.update((source(azimuth),), index / RATE)[0]]
+    assert np.std(told[10:]) < 0.75 * np.std(seen)
