@@ -108,7 +108,9 @@ def _reduction(data: bytes, enough: int) -> int:
     try:
         with PIL.Image.open(io.BytesIO(data)) as picture:  # reads no further than the size
             width = picture.width
-    except (OSError, PIL.Image.DecompressionBombError):
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(f"the compressed image is too large to be decoded: {error}") from error
+    except OSError:
         return cv2.IMREAD_COLOR  # cv2 says what is wrong with it
     for factor, flag in ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4),
                          (2, cv2.IMREAD_REDUCED_COLOR_2)):

@@ -176,6 +176,13 @@ def test_broken_images_are_refused_with_a_reason(message, text):
             converters.message_to_rgb(message, enough)
 
 
+def test_an_image_that_claims_to_be_huge_is_refused_before_it_is_decoded():
+    size = JPEG.index(b"\xff\xc0") + 5  # height and width in the frame header
+    claim = JPEG[:size] + (40000).to_bytes(2, "big") * 2 + JPEG[size + 4 :]
+    with pytest.raises(ValueError, match="too large"):
+        converters.message_to_rgb(CompressedImage(format="jpeg", data=claim), 1000)
+
+
 # ---- sound
 
 
