@@ -72,6 +72,11 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
             description="Azimuths of the views cut from the sphere in degrees, counter-clockwise, 0 forward.",
         ),
         DeclareLaunchArgument(
+            "views_per_frame",
+            default_value="0",
+            description="Views looked at anew in each image, in turn; 0 is all, 1 is for a fast camera.",
+        ),
+        DeclareLaunchArgument(
             "rate", default_value="15", description="Most images processed per second; 0 is no limit."
         ),
         DeclareLaunchArgument(
@@ -125,6 +130,7 @@ def localizer_node(context: LaunchContext) -> list[Node]:
     audio_source = given["audio_source"] or ("topic" if given["demo"].lower() in ("true", "1") else "microphone")
     parameters = {name: typed(name) for name in (*CAMERA, "models", "microphone", "frame_id")}
     parameters["rate"] = typed("rate", float)
+    parameters["views_per_frame"] = typed("views_per_frame", int)
     parameters["audio_source"] = ParameterValue(audio_source, value_type=str)
     parameters["view_azimuths_deg"] = degrees(given["view_azimuths_deg"])
     return [package_node("localizer", parameters)]
