@@ -31,7 +31,7 @@ from tqdm import tqdm
 from avssl_ros import Localizer, Source, features
 from avssl_ros.geometry import angle_between
 from avssl_ros.localizer import RECENT_SECONDS
-from avssl_ros.tracking import TrackingConfig
+from avssl_ros.tracking import Tracker, TrackingConfig
 from training.clip_collection import ClipsConfig, open_collection
 from training.data import read_concepts
 from training.evaluate import WITHIN
@@ -82,7 +82,7 @@ def play(localizer: Localizer, timeline: Timeline, config: StreamsConfig) -> dic
     """What the stream, and each moment alone, say of a timeline; the localizer's encoders are StillSight."""
     localizer.encoders.look_again()
     tracking = TrackingConfig(onset_confidence=config.onset_confidence, min_on_seconds=config.min_on_seconds)
-    stream = localizer.stream(onset_confidence=config.onset_confidence, min_on_seconds=config.min_on_seconds)
+    tracker = Tracker(tracking)  # as in LocalizerStream; so each moment is localized once for both rows
     told: dict[str, Published] = {"frames alone": [], "stream": []}
     window = int(localizer.window_seconds * features.SAMPLE_RATE)
     for time in np.arange(config.step, TIMELINE_SECONDS, config.step):
@@ -91,10 +91,10 @@ def play(localizer: Localizer, timeline: Timeline, config: StreamsConfig) -> dic
         if len(sound) < features.SAMPLE_RATE // 4:
             continue
         moment = localizer._localize(timeline.image, sound, features.SAMPLE_RATE, "equirectangular",
-                                     tracking.onset_confidence, RECENT_SECONDS)  # fmt: skip
-        told["frames alone"].append((time, list(moment.sources)))
-        result = stream.process(timeline.image, sound, features.SAMPLE_RATE, time)
-        told["stream"].append((time, list(result.sources)))
+                                     tracking.offset_confidence, RECENT_SECONDS)  # fmt: skip
+        surely = [source for source in moment.sources if source.confidence >= tracking.onset_confidence]
+        told["frames alone"].append((time, surely))
+        told["stream"].append((time, list(tracker.update(moment.sources, time)[0])))
     return told
 
 
