@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS, EZ_VSL, DENSE_AV = "ours", "EZ-VSL obj.", "DenseAV obj."
 # Name of the row to options of training/train.py.
 ROWS: dict[str, tuple[str, ...]] = {
-    EZ_VSL: ("--objective", "ez-vsl"),
+    EZ_VSL: ("--objective", "ez-vsl", "--head-rate", "0.0002"),  # at ours, 0.001, it collapses to a constant
     DENSE_AV: ("--objective", "denseav"),
     "no clustering": ("--clustering-weight", "0"),
     "no negatives": ("--mix.no-sound", "0", "--mix.offscreen", "0", "--mix.no-object", "0", "--mix.decoy", "0"),
@@ -74,8 +74,9 @@ class Similarity:
         heard = encoders.audio(features.log_mel(scene.sound)[None]).reshape(-1, encoders.dimensions).mean(axis=0)
         if self.name == EZ_VSL:
             seen = seen / np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), 1e-6)
-        similarity = surface.project((seen @ heard)[None])[0]
-        regions = fusion.find_regions(np.maximum(similarity - np.median(similarity), 0), surface, count)
+        similarity = seen @ heard  # may be negative everywhere: what no view sees must not stand out with its zeros
+        evidence = surface.project(np.maximum(similarity - np.median(similarity), 0)[None])[0]
+        regions = fusion.find_regions(evidence, surface, count)
         return [Answer(region.azimuth, region.elevation, region.mask) for region in regions]
 
 

@@ -130,11 +130,19 @@ def dense_av_similarity(audio: torch.Tensor, visual: torch.Tensor) -> torch.Tens
     return torch.einsum("aqd,spd->asqp", audio, visual).amax(dim=3).mean(dim=2)
 
 
-def contrast(similarity: torch.Tensor) -> Mean:
-    """Symmetric InfoNCE of (N, N) similarities over a temperature: sound i belongs to picture i."""
-    own = torch.arange(len(similarity), device=similarity.device)
-    both = sum(F.cross_entropy(s, own, reduction="sum") for s in (similarity, similarity.T))
-    return Mean(both / 2, torch.tensor(float(len(similarity)), device=similarity.device))
+def contrast(similarity: torch.Tensor, own: torch.Tensor) -> Mean:
+    """Symmetric InfoNCE: sound a belongs to picture own[a], and of the sounds not of this picture to none of them.
+
+    Args:
+        similarity: (A, S) of A sounds to S pictures, over a temperature. own: (A,) indices of pictures.
+    """
+    count = len(own)
+    to_picture = F.cross_entropy(similarity, own, reduction="sum")
+    of_picture = similarity.T[own]  # row a: all sounds, as the picture of sound a sees them
+    same = (own[:, None] == own[None]) & ~torch.eye(count, dtype=torch.bool, device=own.device)
+    to_sound = F.cross_entropy(of_picture.masked_fill(same, -1e4), torch.arange(count, device=own.device),
+                               reduction="sum")
+    return Mean((to_picture + to_sound) / 2, torch.tensor(float(count), device=own.device))
 
 
 def dense_av_pressure(audio: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:

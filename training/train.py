@@ -182,24 +182,18 @@ def contrastive_terms(visual, audio, batch, config: TrainConfig) -> dict[str, lo
     """The objective of EZ-VSL or DenseAV on the same scenes: which picture belongs to a sound, no concept told.
 
     All views of a scene are one picture. Each mixture of which something is in view is one sound; the other scenes of
-    the batch on this rank are the negatives.
+    the batch on this rank, and their sounds, are the negatives.
     """
     seen, heard = batch["view_concept"].flatten(1), batch["sound_concept"]
     shown = ((heard[..., None] == seen[:, None, None]) & (heard[..., None] >= 0)).any(dim=3).any(dim=2)
-    pictures, contrasts, pressures = visual.flatten(1, 2), [], []
-    for turn in range(heard.shape[1]):
-        own = torch.nonzero(shown[:, turn]).flatten()
-        sounds, views = audio[own, turn], pictures[own]
-        if config.objective == "ez-vsl":
-            contrasts.append(losses.contrast(losses.ez_vsl_similarity(sounds, views) / losses.EZ_VSL_TEMPERATURE))
-        elif len(own):
-            contrasts.append(losses.contrast(losses.dense_av_similarity(sounds, views) / losses.DENSE_AV_TEMPERATURE))
-            pressures.append(losses.dense_av_pressure(sounds, views))
-    terms = {"contrast": losses.Mean(sum(c.total for c in contrasts), sum(c.count for c in contrasts))}
-    if pressures:
-        one = torch.ones((), device=visual.device)
-        terms["pressure"] = losses.Mean(torch.stack(pressures).mean(), one)
-    return terms
+    own, which = torch.nonzero(shown, as_tuple=True)
+    pictures, sounds = visual.flatten(1, 2), audio[own, which]
+    if config.objective == "ez-vsl":
+        return {"contrast": losses.contrast(losses.ez_vsl_similarity(sounds, pictures) / losses.EZ_VSL_TEMPERATURE, own)}
+    similarity = losses.dense_av_similarity(sounds, pictures) / losses.DENSE_AV_TEMPERATURE
+    one = torch.ones((), device=visual.device)
+    return {"contrast": losses.contrast(similarity, own),
+            "pressure": losses.Mean(losses.dense_av_pressure(sounds, pictures), one)}
 
 
 def _with_a_row(table: torch.Tensor) -> torch.Tensor:

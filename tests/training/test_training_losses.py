@@ -130,8 +130,14 @@ def test_similarities_of_other_objectives_are_the_papers():
 
 
 def test_contrast_wants_each_sound_at_its_own_picture():
-    right, wrong = (losses.contrast(20 * similarity) for similarity in (torch.eye(3), torch.eye(3).roll(1, 0)))
+    own = torch.arange(3)
+    right, wrong = (losses.contrast(20 * similarity, own) for similarity in (torch.eye(3), torch.eye(3).roll(1, 0)))
     assert right.value < 1e-3 < 10 < wrong.value and right.count == 3
+
+
+def test_sounds_of_one_picture_are_no_negatives_to_each_other():
+    alike = torch.tensor([[20.0, 0, 0], [20, 0, 0], [0, 20, 0]])  # two sounds of the first picture, one of the second
+    assert losses.contrast(alike, torch.tensor([0, 0, 1])).value < 1e-3
 
 
 @pytest.mark.parametrize("objective", ["ez-vsl", "denseav"])
