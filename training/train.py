@@ -189,7 +189,8 @@ def contrastive_terms(visual, audio, batch, config: TrainConfig) -> dict[str, lo
     own, which = torch.nonzero(shown, as_tuple=True)
     pictures, sounds = visual.flatten(1, 2), audio[own, which]
     if config.objective == "ez-vsl":
-        return {"contrast": losses.contrast(losses.ez_vsl_similarity(sounds, pictures) / losses.EZ_VSL_TEMPERATURE, own)}
+        similarity = losses.ez_vsl_similarity(sounds, pictures) / losses.EZ_VSL_TEMPERATURE
+        return {"contrast": losses.contrast(similarity, own)}
     similarity = losses.dense_av_similarity(sounds, pictures) / losses.DENSE_AV_TEMPERATURE
     one = torch.ones((), device=visual.device)
     return {"contrast": losses.contrast(similarity, own),
