@@ -58,10 +58,16 @@ class LoudnessLocalizer:
     sample_rate = 32000
     providers = ("LoudnessModel",)
 
-    def __init__(self, models=None, providers=None, threads=None, layout=None, fov_deg=90.0):
+    def __init__(self, models=None, providers=None, threads=None, layout=None, fov_deg=90.0, view_size=None):
         self.layout = layout
 
-    def stream(self, projection="equirectangular", **tracking) -> LoudnessStream:
+    def useful_width(self, projection: str) -> int:
+        return 4096
+
+    def localize(self, image, audio, sample_rate, projection="equirectangular") -> Localization:
+        return self.stream().process(image, audio, sample_rate, 0.0)
+
+    def stream(self, projection="equirectangular", views_per_frame=0, **tracking) -> LoudnessStream:
         return LoudnessStream(TrackingConfig(**tracking))
 
 
