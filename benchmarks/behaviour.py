@@ -71,7 +71,7 @@ def swap(generator: SceneGenerator, localizer: Localizer, scenes: int) -> dict:
     started = first == 0
     return {"scenes": scenes, "first_right": float(started.mean()),
             "moved": float((second[started] == 1).mean()), "stayed": float((second[started] == 0).mean()),
-            "no_answer": float((second[started] == -1).mean())}
+            "elsewhere": float((second[started] > 1).mean()), "no_answer": float((second[started] == -1).mean())}
 
 
 def yaw(generator: SceneGenerator, localizer: Localizer, scenes: int) -> dict:
@@ -112,7 +112,8 @@ def calibration(generator: SceneGenerator, localizer: Localizer, scenes: int) ->
 def print_behaviour(found: dict) -> None:
     s, y, c = found["swap"], found["yaw"], found["calibration"]
     print(f"\nswap ({s['scenes']} pictures): first answer right {s['first_right']:.0%}; of those the second sound's "
-          f"answer moved to its object {s['moved']:.0%}, stayed {s['stayed']:.0%}, none {s['no_answer']:.0%}")
+          f"answer moved to its object {s['moved']:.0%}, stayed {s['stayed']:.0%}, is elsewhere "
+          f"{s['elsewhere']:.0%}, none {s['no_answer']:.0%}")
     print(f"yaw ({y['scenes']} scenes): answers turn with the picture, median difference {y['median_deg']:.1f} "
           f"degrees, within 5 degrees {y['within_5_deg']:.0%}; answered only before or after turning "
           f"{y['answered_once']:.0%}")

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 import platform
 import secrets
@@ -52,6 +51,7 @@ from tqdm import tqdm
 from avssl_ros.features import log_mel
 from training.cache import CachedDataset
 from training.clips import BlobDataset, ClipDataset, JpegDataset, decode, encode_mp4
+from training.evaluate import write_report
 from training.pack import NEEDED, Pack, Shards, pack
 
 SIZE, FPS, DURATION, RATE = 256, 15, 10, 32000
@@ -491,9 +491,7 @@ def main(config: BenchmarkConfig) -> dict:
             measure, show = SECTIONS[name]
             report[name] = measure(corpus, config)
             show(report[name])
-    if config.json:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(report, config.json)
     return report
 
 

@@ -11,9 +11,9 @@ of ours left out: benchmarks/objectives.py.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,9 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from avssl_ros import Localizer
 from avssl_ros.paths import shipped_models
 from benchmarks.behaviour import ToldTheName, calibration, draw_figures, print_behaviour, swap, yaw
-from training.clip_collection import ClipsConfig, open_collection
-from training.data import read_concepts
-from training.evaluate import EvaluateConfig, evaluate
+from training.evaluate import EvaluateConfig, evaluate, labels_by_name
 from training.scenes import SceneGenerator
 from training.train import TAGGER_FILE
 
@@ -43,7 +41,7 @@ class BenchmarkConfig:
 
 def references(config: BenchmarkConfig, localizer) -> list:
     """The rows beside the priors."""
-    told = ToldTheName(localizer, {concept.name: concept.label for concept in read_concepts()})
+    told = ToldTheName(localizer, labels_by_name())
     if not (config.weights / TAGGER_FILE).exists():
         print(f"no label bridge: {config.weights / TAGGER_FILE} is not there", file=sys.stderr)
         return [told]
@@ -52,24 +50,21 @@ def references(config: BenchmarkConfig, localizer) -> list:
     return [told, LabelBridge(localizer, config.weights)]
 
 
-def main(config: BenchmarkConfig) -> dict:
-    """Prints the tables, draws the figures if wanted, writes the JSON file if wanted, and returns the figures."""
-    models = config.models or shipped_models()
-    settings = EvaluateConfig(models=models, data=config.data, scenes=config.scenes, view_size=config.view_size)
-    report = evaluate(settings, more=lambda localizer: references(config, localizer), sounding=(1, 2, 3))
-    localizer = Localizer(models, view_size=config.view_size)
-    collection = open_collection(config.data, ClipsConfig(), settings.split, read_concepts())
-    generator = SceneGenerator(collection, settings.seed)
-    report["behaviour"] = {"swap": swap(generator, localizer, config.scenes),
-                           "yaw": yaw(generator, localizer, config.scenes),
-                           "calibration": calibration(generator, localizer, 3 * config.scenes)}
-    print_behaviour(report["behaviour"])
+def behaviour(config: BenchmarkConfig, generator: SceneGenerator, localizer: Localizer) -> dict:
+    """Measures, prints and, if wanted, draws what benchmarks/behaviour.py is for."""
+    found = {"swap": swap(generator, localizer, config.scenes), "yaw": yaw(generator, localizer, config.scenes),
+             "calibration": calibration(generator, localizer, 3 * config.scenes)}
+    print_behaviour(found)
     if config.figures:
-        draw_figures(report["behaviour"], generator, localizer, config.figures)
-    if config.json:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(report, indent=1) + "\n")
-    return report
+        draw_figures(found, generator, localizer, config.figures)
+    return {"behaviour": found}
+
+
+def main(config: BenchmarkConfig) -> dict:
+    """Prints the tables, draws the figures and writes the JSON file if wanted, and returns the figures."""
+    settings = EvaluateConfig(models=config.models or shipped_models(), data=config.data, scenes=config.scenes,
+                              view_size=config.view_size, json=config.json)
+    return evaluate(settings, more=partial(references, config), sounding=(1, 2, 3), then=partial(behaviour, config))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ of ours are calibrated on validation scenes and told nothing. Tables: as of trai
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -25,10 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from avssl_ros import Localizer, features, fusion
-from training.clip_collection import ClipsConfig, open_collection
-from training.data import read_concepts
-from training.evaluate import Answer, Chance, Ours, print_positive, run_positive
-from training.scenes import Scene, SceneGenerator
+from training.evaluate import Answer, Chance, Ours, labels_by_name, print_positive, run_positive, write_report
+from training.scenes import Scene, open_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS, EZ_VSL, DENSE_AV = "ours", "EZ-VSL obj.", "DenseAV obj."
@@ -106,9 +103,7 @@ def method(name: str, models: Path):
     localizer = Localizer(models)
     if name in (EZ_VSL, DENSE_AV):
         return Similarity(name, localizer)
-    ours = Ours(localizer)
-    ours.name = name
-    return ours
+    return Ours(localizer, name)
 
 
 def main(config: ObjectivesConfig) -> dict:
@@ -116,20 +111,16 @@ def main(config: ObjectivesConfig) -> dict:
     if unknown := set(config.rows) - set(ROWS):
         raise SystemExit(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
     trained = {name: train_row(name, config) for name in config.rows}
-    concepts = read_concepts()
-    collection = open_collection(config.data, ClipsConfig(), "test", concepts)
-    generator = SceneGenerator(collection, config.seed)
+    generator = open_scenes(config.data, "test", config.seed)
     methods = [Chance(), *(method(name, models) for name, models in trained.items())]
-    label_of = {concept.name: concept.label for concept in concepts}
     report = {"steps": config.steps, "seed": config.seed, "tasks": {}}
     for sounding in (1, 2, 3):
-        rows = run_positive(generator, methods, sounding, config.scenes, label_of)
+        rows = run_positive(generator, methods, sounding, config.scenes, labels_by_name())
         task = f"{sounding} of {generator.visible} visible objects sounding, {config.steps} steps of training"
         report["tasks"][task] = rows
         print_positive(task, rows)
-    if config.json:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(report, indent=1) + "\n")
+    generator.collection.close()
+    write_report(report, config.json)
     return report
 
 

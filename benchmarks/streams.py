@@ -18,7 +18,6 @@ named          of the right sources, the name is right too
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +31,8 @@ from avssl_ros import Localizer, Source, features
 from avssl_ros.geometry import angle_between
 from avssl_ros.localizer import RECENT_SECONDS
 from avssl_ros.tracking import Tracker, TrackingConfig
-from training.clip_collection import ClipsConfig, open_collection
-from training.data import read_concepts
-from training.evaluate import WITHIN
-from training.scenes import TIMELINE_SECONDS, SceneGenerator, Timeline
+from training.evaluate import WITHIN, labels_by_name, write_report
+from training.scenes import TIMELINE_SECONDS, Timeline, open_scenes
 
 LINGERS = 1.0  # seconds after its end in which a source is late and not false
 ANSWERED = 0.5  # seconds of a source that answer a sounding
@@ -168,10 +165,8 @@ def print_rows(rows: dict) -> None:
 
 def main(config: StreamsConfig) -> dict:
     """Prints the table, writes the JSON file if one is wanted, and returns the figures."""
-    concepts = read_concepts()
-    label_of = {concept.name: concept.label for concept in concepts}
-    collection = open_collection(config.data, ClipsConfig(), config.split, concepts)
-    generator = SceneGenerator(collection, config.seed, least_sounds=2 if config.split == "test" else 1)
+    label_of = labels_by_name()
+    generator = open_scenes(config.data, config.split, config.seed, least_sounds=2 if config.split == "test" else 1)
     localizer = Localizer(config.models)
     localizer.encoders = StillSight(localizer.encoders)
     results: dict[str, list[dict]] = {"frames alone": [], "stream": []}
@@ -179,14 +174,12 @@ def main(config: StreamsConfig) -> dict:
         timeline = generator.timeline(index)
         for name, told in play(localizer, timeline, config).items():
             results[name].append(judge(timeline, told, config.step, label_of))
-    collection.close()
+    generator.collection.close()
     rows = {name: summary(found) for name, found in results.items()}
     print(f"{config.scenes} generated timelines of {TIMELINE_SECONDS:g} s, a moment every {config.step:g} s")
     print_rows(rows)
     report = {"seed": config.seed, "split": config.split, "step": config.step, "rows": rows}
-    if config.json:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(report, config.json)
     return report
 
 

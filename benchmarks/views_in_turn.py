@@ -10,7 +10,6 @@ source within 20 degrees of the object, and the median error of those that have 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -24,10 +23,8 @@ from tqdm import tqdm
 from avssl_ros import Localizer, features
 from avssl_ros.geometry import angle_between
 from avssl_ros.paths import shipped_models
-from training.clip_collection import ClipsConfig, open_collection
-from training.data import read_concepts
-from training.evaluate import WITHIN
-from training.scenes import Scene, SceneGenerator
+from training.evaluate import WITHIN, write_report
+from training.scenes import Scene, open_scenes
 
 SETTLING = 1.0  # seconds at the beginning that are not judged
 WARMING = 5  # images at the beginning that are not timed
@@ -71,8 +68,7 @@ def follow(localizer: Localizer, scene: Scene, config: ViewsConfig, speed: float
 def main(config: ViewsConfig) -> dict:
     """Prints the table and returns the figures."""
     localizer = Localizer(config.models or shipped_models())
-    collection = open_collection(config.data, ClipsConfig(), "test", read_concepts())
-    generator = SceneGenerator(collection, config.seed)
+    generator = open_scenes(config.data, "test", config.seed)
     taken = {(speed, views): ([], []) for speed in config.speeds for views in config.views_per_frame}
     for index in tqdm(range(config.scenes), unit="scene"):
         scene = generator.scene(index, 1)
@@ -93,9 +89,8 @@ def main(config: ViewsConfig) -> dict:
         print(f"{speed:>6g} °/s{row['views_per_frame']:>7}{row['median_ms']:>8.1f}{row['p95_ms']:>8.1f}"
               f"{row['view_hz']:>9.1f}{row['found']:>8.0%}{row['median_error_deg']:>7.1f}°")
     report = {"rate": config.rate, "scenes": config.scenes, "seed": config.seed, "rows": rows}
-    if config.json:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(report, indent=1) + "\n")
+    generator.collection.close()
+    write_report(report, config.json)
     return report
 
 

@@ -179,12 +179,13 @@ class Eyes:
 
 def test_views_in_turn_are_each_refreshed_once_a_round_and_all_after_silence():
     eyes = Eyes()
-    sight = ViewsInTurn(eyes, 1)
-    seen = [sight.visual(np.full((4, 2, 2, 3), frame, np.uint8)).ravel().tolist() for frame in range(5)]
+    see = ViewsInTurn(eyes, 1)
+    seen = [see(np.full((4, 2, 2, 3), frame, np.uint8)).ravel().tolist() for frame in range(5)]
     assert seen == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 2, 0, 0], [1, 2, 3, 0], [1, 2, 3, 4]]
-    sight.forget()
-    assert sight.visual(np.full((4, 2, 2, 3), 9, np.uint8)).ravel().tolist() == [9, 9, 9, 9]
-    assert eyes.shown == [4, 1, 1, 1, 1, 4]
+    see.forget()
+    assert see(np.full((4, 2, 2, 3), 9, np.uint8)).ravel().tolist() == [9, 9, 9, 9]
+    assert see(np.full((4, 2, 4, 3), 8, np.uint8)).ravel().tolist() == [8, 8, 8, 8]  # a camera that changed its size
+    assert eyes.shown == [4, 1, 1, 1, 1, 4, 4]
 
 
 def test_views_in_turn_find_what_all_views_find_in_a_still_picture(localizer, demo):

@@ -26,9 +26,9 @@ from tqdm import trange
 from avssl_ros import Localizer, features, fusion
 from avssl_ros.geometry import angle_between
 from avssl_ros.localizer import RECENT_SECONDS
-from training.clip_collection import ClipsConfig, open_collection
+from training.clip_collection import ClipsConfig
 from training.data import read_concepts
-from training.scenes import Scene, SceneGenerator
+from training.scenes import Scene, open_scenes
 
 RIGHT_WITHIN = np.radians(20)
 ROUNDS = 4  # of a scene that are learned from: later ones hold nothing right
@@ -115,8 +115,8 @@ def fit(groups: list[tuple[np.ndarray, np.ndarray]], ridge: float = 1e-3) -> dic
 def calibrate(config: CalibrateConfig) -> dict:
     """Fits and writes the decision part of the manifest; returns it."""
     localizer = Localizer(config.models)
-    collection = open_collection(config.data, config.clips, config.split, read_concepts())
-    generator = SceneGenerator(collection, config.seed, config.visible, config.least_photos, config.least_sounds)
+    generator = open_scenes(config.data, config.split, config.seed, config.clips, config.visible, config.least_photos,
+                            config.least_sounds)
     groups, moments, names, before = [], [], [], None
     rng = np.random.default_rng(config.seed)
     for index in trange(config.scenes * 3 // 2, unit="scene", mininterval=5.0):
@@ -129,7 +129,7 @@ def calibrate(config: CalibrateConfig) -> dict:
         names += new_names
         moments += candidates(localizer, just_begun(rng, scene, before or scene), RECENT_SECONDS)[0]
         before = scene
-    collection.close()
+    generator.collection.close()
     if not groups:
         raise ValueError(f"in none of {len(names)} sounds was anything found to calibrate on: the model says nothing "
                          "yet; train it longer, or try more scenes")

@@ -38,9 +38,9 @@ from tqdm import tqdm
 
 from avssl_ros import Localizer, features, fusion
 from avssl_ros.geometry import angle_between, pixel_to_direction
-from training.clip_collection import ClipsConfig, open_collection
+from training.clip_collection import ClipsConfig
 from training.data import read_concepts
-from training.scenes import MASK_SHAPE, NEGATIVES, Scene, SceneGenerator
+from training.scenes import MASK_SHAPE, NEGATIVES, Scene, SceneGenerator, open_scenes
 
 WITHIN = np.radians(20)
 DISC = np.radians(17)  # half of an object's mean height: what a method without a map marks
@@ -134,10 +134,8 @@ class SightOnly:
 class Ours:
     """The system as a user calls it; it is not told how many objects sound."""
 
-    name = "avssl_ros"
-
-    def __init__(self, localizer: Localizer):
-        self.localizer = localizer
+    def __init__(self, localizer: Localizer, name: str = "avssl_ros"):
+        self.localizer, self.name = localizer, name
 
     def __call__(self, scene: Scene, count: int) -> list[Answer]:
         found = self.localizer.localize(scene.image, scene.sound, features.SAMPLE_RATE)
@@ -248,6 +246,18 @@ def print_negative(rows: dict) -> None:
         print(f"{kind:<22} ({r['scenes']:3d})        {r['false_alarms']:6.1%}          {r['heard_not_in_view']:6.1%}")
 
 
+def labels_by_name() -> dict[str, str]:
+    """Labels of the concepts by their names, which scenes go by."""
+    return {concept.name: concept.label for concept in read_concepts()}
+
+
+def write_report(report: dict, path: Path | None) -> None:
+    """The figures as a JSON file, if one is wanted."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1) + "\n")
+
+
 # ------------------------------------------------------------------------------------------------------------- the run
 
 
@@ -269,19 +279,20 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig, more: Callable[[Localizer], list] = lambda localizer: [],
-             negatives: Sequence[str] = NEGATIVES, sounding: Sequence[int] = (1, 2)) -> dict:
+             negatives: Sequence[str] = NEGATIVES, sounding: Sequence[int] = (1, 2),
+             then: Callable[[SceneGenerator, Localizer], dict] = lambda generator, localizer: {}) -> dict:
     """Prints the tables, writes the JSON file if one is wanted, and returns the figures.
 
     Args:
         more: further methods, made of the localizer, as the rows before ours.
         negatives: which of NEGATIVES to try. sounding: how many of the visible objects sound, a table each.
+        then: what else to measure; its figures join the report.
     """
-    concepts = read_concepts()
-    collection = open_collection(config.data, config.clips, config.split, concepts)
+    generator = open_scenes(config.data, config.split, config.seed, config.clips, config.visible, config.least_photos,
+                            config.least_sounds)
     localizer = Localizer(config.models, view_size=config.view_size)
-    generator = SceneGenerator(collection, config.seed, config.visible, config.least_photos, config.least_sounds)
     methods = [Chance(), Centre(), WholeImage(), Saliency(), SightOnly(localizer), *more(localizer), Ours(localizer)]
-    label_of = {concept.name: concept.label for concept in concepts}
+    label_of = labels_by_name()
     report = {"machine": platform.processor() or platform.machine(), "providers": localizer.providers,
               "step": localizer.manifest["training"]["step"], "seed": config.seed, "split": config.split,
               "concepts": {"visible": generator.lookable, "sounding": generator.audible},
@@ -294,10 +305,9 @@ def evaluate(config: EvaluateConfig, more: Callable[[Localizer], list] = lambda 
     for kind in negatives:
         report["negative"][kind] = run_negative(generator, localizer, kind, max(config.scenes // 2, 24))
     print_negative(report["negative"])
-    if config.json:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(report, indent=1) + "\n")
-    collection.close()
+    report |= then(generator, localizer)
+    write_report(report, config.json)
+    generator.collection.close()
     return report
 
 

@@ -122,12 +122,22 @@ def ez_vsl_similarity(audio: torch.Tensor, visual: torch.Tensor) -> torch.Tensor
     return torch.einsum("ad,spd->asp", mean, patches).amax(dim=2)
 
 
-def dense_av_similarity(audio: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
-    """(A, S): mean over each sound's patches (A, Q, D) of the largest product with a patch of each picture (S, P, D).
+def dense_av_products(audio: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
+    """(A, S, Q, P): products of each sound's patches (A, Q, D) with those of each picture (S, P, D)."""
+    return torch.einsum("aqd,spd->asqp", audio, visual)
+
+
+def dense_av_similarity(products: torch.Tensor) -> torch.Tensor:
+    """(A, S): mean over a sound's patches of the largest product with a patch of a picture.
 
     Aggregation of DenseAV (Hamilton et al. 2024, section 3.2) with one head.
     """
-    return torch.einsum("aqd,spd->asqp", audio, visual).amax(dim=3).mean(dim=2)
+    return products.amax(dim=3).mean(dim=2)
+
+
+def dense_av_pressure(products: torch.Tensor) -> Mean:
+    """Squares of negative products, which DenseAV pushes to zero."""
+    return Mean(products.clamp_max(0).square().sum(), torch.tensor(float(products.numel()), device=products.device))
 
 
 def contrast(similarity: torch.Tensor, own: torch.Tensor) -> Mean:
@@ -143,8 +153,3 @@ def contrast(similarity: torch.Tensor, own: torch.Tensor) -> Mean:
     to_sound = F.cross_entropy(of_picture.masked_fill(same, -1e4), torch.arange(count, device=own.device),
                                reduction="sum")
     return Mean((to_picture + to_sound) / 2, torch.tensor(float(count), device=own.device))
-
-
-def dense_av_pressure(audio: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
-    """Mean square of negative products of patches, which DenseAV pushes to zero."""
-    return torch.einsum("aqd,spd->asqp", audio, visual).clamp_max(0).square().mean()

@@ -7,12 +7,14 @@ levels over a real background. Scene i is a function of (seed, i) alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from avssl_ros import features
-from training.data import BACKGROUND
+from training.clip_collection import ClipsConfig, open_collection
+from training.data import BACKGROUND, read_concepts
 from training.mixing import (
     SECONDS,
     Collection,
@@ -216,6 +218,16 @@ class SceneGenerator:
         """Random azimuths at least SEPARATION apart: the free rest of the circle is shared out at random."""
         gaps = rng.dirichlet(np.ones(count)) * (2 * np.pi - count * SEPARATION) + SEPARATION
         return rng.permutation(rng.uniform(-np.pi, np.pi) + np.cumsum(gaps))
+
+
+def open_scenes(data: Path | None, split: str, seed: int, clips: ClipsConfig | None = None, visible: int = 4,
+                least_photos: int = 3, least_sounds: int = 2) -> SceneGenerator:
+    """Scenes of one split, by default as the benchmarks try them; close the generator's collection after use.
+
+    Arguments as of open_collection (training/clip_collection.py), whose errors it raises, and of SceneGenerator.
+    """
+    collection = open_collection(data, clips or ClipsConfig(), split, read_concepts())
+    return SceneGenerator(collection, seed, visible, least_photos, least_sounds)
 
 
 def _clip(sound: np.ndarray) -> np.ndarray:

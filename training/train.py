@@ -191,10 +191,9 @@ def contrastive_terms(visual, audio, batch, config: TrainConfig) -> dict[str, lo
     if config.objective == "ez-vsl":
         similarity = losses.ez_vsl_similarity(sounds, pictures) / losses.EZ_VSL_TEMPERATURE
         return {"contrast": losses.contrast(similarity, own)}
-    similarity = losses.dense_av_similarity(sounds, pictures) / losses.DENSE_AV_TEMPERATURE
-    one = torch.ones((), device=visual.device)
-    return {"contrast": losses.contrast(similarity, own),
-            "pressure": losses.Mean(losses.dense_av_pressure(sounds, pictures), one)}
+    products = losses.dense_av_products(sounds, pictures)
+    similarity = losses.dense_av_similarity(products) / losses.DENSE_AV_TEMPERATURE
+    return {"contrast": losses.contrast(similarity, own), "pressure": losses.dense_av_pressure(products)}
 
 
 def _with_a_row(table: torch.Tensor) -> torch.Tensor:

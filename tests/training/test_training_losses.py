@@ -125,8 +125,9 @@ def test_similarities_of_other_objectives_are_the_papers():
     audio = torch.stack([e[0], e[1]])[None]
     visual = torch.stack([torch.stack([e[0], e[1], e[2]]), torch.stack([e[2], e[3], e[3]])])
     assert torch.allclose(losses.ez_vsl_similarity(audio, visual), torch.tensor([[0.5**0.5, 0.0]]))
-    assert torch.allclose(losses.dense_av_similarity(audio, visual), torch.tensor([[1.0, 0.0]]))
-    assert losses.dense_av_pressure(audio, visual) == 0 and losses.dense_av_pressure(audio, -visual) > 0
+    products = losses.dense_av_products(audio, visual)
+    assert torch.allclose(losses.dense_av_similarity(products), torch.tensor([[1.0, 0.0]]))
+    assert losses.dense_av_pressure(products).value == 0 and losses.dense_av_pressure(-products).value > 0
 
 
 def test_contrast_wants_each_sound_at_its_own_picture():
@@ -154,3 +155,11 @@ def test_only_sounds_of_what_is_in_view_are_contrasted(objective):
     moved[:, 1] += 1
     assert contrastive_terms(visual, moved, batch, TrainConfig(objective=objective))["contrast"].total == pytest.approx(
         terms["contrast"].total)
+
+
+@pytest.mark.parametrize("objective", ["ez-vsl", "denseav"])
+def test_a_batch_in_which_nothing_heard_is_in_view_costs_nothing(objective):
+    visual, audio = torch.ones(2, 1, 6, 8) / 8, torch.ones(2, 2, 5, 8) / 8
+    batch = {"view_concept": torch.full((2, 1, 3), 1), "sound_concept": torch.full((2, 2, 2), losses.IGNORE)}
+    terms = contrastive_terms(visual, audio, batch, TrainConfig(objective=objective))
+    assert all(mean.value == 0 for mean in terms.values())
