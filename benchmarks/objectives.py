@@ -34,6 +34,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     EZ_VSL: ("--objective", "ez-vsl", "--head-rate", "0.0002"),  # at ours, 0.001, it collapses to a constant
     DENSE_AV: ("--objective", "denseav"),
     "no clustering": ("--clustering-weight", "0"),
+    "whitened": ("--clustering-form", "whitened", "--clustering-weight", "0.3"),  # terms of ours' size after 100 steps
+    "deep LDA": ("--clustering-form", "lda", "--clustering-weight", "0.3"),
     "no negatives": ("--mix.no-sound", "0", "--mix.offscreen", "0", "--mix.no-object", "0", "--mix.decoy", "0"),
     "no gate": ("--nothing-weight", "0", "--gate-weight", "0", "--background-share", "0"),
     "1/8 of data": ("--share-of-data", "0.125"),

@@ -3,6 +3,9 @@
 Deep clustering (Hershey et al. 2016): embeddings V (N, D) and memberships Y (N, C) of N patches with weights w; the
 loss compares the affinity matrices, |V V' - Y Y'|^2, which costs O(N D^2) when written through V'V. Rows of background
 and silence have Y = 0, so they are pulled to zero and the norm of an embedding becomes a gate.
+
+Two later forms (Wang, Le Roux, Hershey 2018) ask only that the embeddings of a cluster are alike beside those of others,
+whatever their size and direction: `whitened_k_means` and `deep_lda`. Model card: how they compare.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ BACKGROUND, IGNORE = -1, -2
 
 
 def deep_clustering(v: torch.Tensor, owner: torch.Tensor, weight: torch.Tensor, clusters: int) -> torch.Tensor:
-    """Weighted deep clustering loss, the mean over scenes.
+    """Weighted deep clustering loss |V V' - Y Y'|^2, the mean over scenes.
 
     Args:
         v: (S, N, D) embeddings of the N visual and audio patches of S scenes.
@@ -26,12 +29,51 @@ def deep_clustering(v: torch.Tensor, owner: torch.Tensor, weight: torch.Tensor, 
         weight: (S, N) non-negative.
         clusters: C.
     """
-    root = (weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-6)).sqrt()[..., None]
-    y = F.one_hot(owner.clamp_min(0), clusters).to(v.dtype) * (owner >= 0)[..., None]
-    v, y = v * root, y * root
+    v, y = _weighted_rows(v, owner, weight, clusters)
     def square(a, b):
         return torch.einsum("sni,snj->sij", a, b).square().sum(dim=(1, 2))
     return (square(v, v) - 2 * square(v, y) + square(y, y)).mean()
+
+
+def whitened_k_means(v: torch.Tensor, owner: torch.Tensor, weight: torch.Tensor, clusters: int) -> torch.Tensor:
+    """Clusters of a scene less tr((V'V)^-1 V'Y (Y'Y)^-1 Y'V): 0 where whitened embeddings are their clusters' means.
+
+    Arguments as of `deep_clustering`. V'V gets a ridge: a scene has fewer clusters than the embedding dimensions.
+    """
+    v, y = _weighted_rows(v, owner, weight, clusters)
+    scatter = v.transpose(1, 2) @ v + RIDGE * torch.eye(v.shape[2], device=v.device)
+    between = _between_clusters(v, y)
+    explained = torch.linalg.solve(scatter, between).diagonal(dim1=1, dim2=2).sum(dim=1)
+    return ((y.sum(dim=1) > 0).sum(dim=1) - explained).mean()
+
+
+def deep_lda(v: torch.Tensor, owner: torch.Tensor, weight: torch.Tensor, clusters: int) -> torch.Tensor:
+    """Scatter within clusters over scatter of their means; background is a cluster whose mean is the origin.
+
+    Arguments as of `deep_clustering`.
+    """
+    v, y = _weighted_rows(v, owner, weight, clusters)
+    of_means = _between_clusters(v, y).diagonal(dim1=1, dim2=2).sum(dim=1)
+    within = v.square().sum(dim=(1, 2)) - of_means
+    between = of_means - (v.transpose(1, 2) @ y).sum(dim=2).square().sum(dim=1)  # about the mean of all
+    return (within / (between + RIDGE)).mean()
+
+
+RIDGE = 1e-3  # of scatter matrices of rows whose weights sum to 1
+CLUSTERING = {"plain": deep_clustering, "whitened": whitened_k_means, "lda": deep_lda}
+
+
+def _weighted_rows(v, owner, weight, clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """V (S, N, D) and Y (S, N, C), their rows times the root of their share of a scene's weight, in float32."""
+    root = (weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-6)).sqrt()[..., None]
+    y = F.one_hot(owner.clamp_min(0), clusters).to(v.dtype) * (owner >= 0)[..., None]
+    return (v * root).float(), (y * root).float()
+
+
+def _between_clusters(v: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """V'Y (Y'Y)^-1 Y'V (S, D, D): the scatter of the means of clusters."""
+    sums = v.transpose(1, 2) @ y
+    return (sums / y.square().sum(dim=1).clamp_min(1e-6)[:, None]) @ sums.transpose(1, 2)
 
 
 def concept_logits(v: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:

@@ -72,6 +72,7 @@ class TrainConfig:
     scenes: int = 8  # a step and device
     dimensions: int = 96  # of the embedding
     objective: Literal["clustering", "ez-vsl", "denseav"] = "clustering"  # the others: benchmarks/objectives.py
+    clustering_form: Literal["plain", "whitened", "lda"] = "plain"  # of the loss, see training/losses.py
     clustering_weight: float = 5.0
     nothing_weight: float = 0.5  # of background patches in the alignment
     gate_weight: float = 1.0  # of the norm of background patches
@@ -173,7 +174,8 @@ def loss_terms(visual, audio, batch, frame, config: TrainConfig) -> dict[str, lo
         weight = _row_weights(weight.unflatten(0, concept.shape[:2]).flatten(1), cluster.flatten(1), config)
         rows.append((v.flatten(1, 2), cluster.flatten(1), share * weight))
     v, cluster, weight = (torch.cat(columns, dim=1) for columns in zip(*rows))
-    clustering = losses.deep_clustering(v, cluster, weight, clusters=max(1, len(frame) + len(videos)))
+    form = losses.CLUSTERING[config.clustering_form]
+    clustering = form(v, cluster, weight, clusters=max(1, len(frame) + len(videos)))
     scenes = torch.tensor(float(len(audio)), device=audio.device)
     return {**terms, "clustering": losses.Mean(clustering * scenes, scenes)}
 

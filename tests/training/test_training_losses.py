@@ -38,6 +38,27 @@ def test_orthonormal_clusters_and_zero_background_cost_nothing():
     assert losses.deep_clustering(open_gate, owner, torch.ones(1, 7), 5) > 0.01
 
 
+@pytest.mark.parametrize("form", [losses.whitened_k_means, losses.deep_lda])
+def test_later_forms_ask_for_clusters_and_closed_gates_whatever_the_scale(form):
+    frame = prototypes(5, 8)
+    owner, weight = torch.tensor([[0, 1, 2, 2, losses.BACKGROUND, losses.IGNORE]]), torch.tensor([[1.0, 1, 1, 1, 1, 0]])
+    v = 0.6 * torch.cat([frame[[0, 1, 2, 2]], torch.zeros(1, 8), frame[4:]])[None]
+    good = form(v, owner, weight, 5)
+    assert torch.isclose(good, form(v + 0.4 * v, owner, weight, 5), atol=0.02) and abs(good) < 0.05
+    mixed, open_gate = v.clone(), v.clone()
+    mixed[0, 3], open_gate[0, 4] = frame[0], frame[0]
+    assert form(mixed, owner, weight, 5) > good + 0.1 and form(open_gate, owner, weight, 5) > good + 0.1
+
+
+def test_whitened_k_means_is_the_papers():
+    generator = torch.Generator().manual_seed(3)
+    v, owner = torch.randn(1, 60, 4, generator=generator), torch.arange(60)[None] % 3
+    y = torch.nn.functional.one_hot(owner[0]).float()
+    inverse = torch.linalg.inv(v[0].T @ v[0])
+    expected = 3 - torch.trace(inverse @ v[0].T @ y @ torch.linalg.inv(y.T @ y) @ y.T @ v[0])
+    assert torch.isclose(losses.whitened_k_means(v, owner, torch.ones(1, 60), 3), expected, rtol=0.02)
+
+
 def test_rows_without_weight_do_not_matter():
     v = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(1))
     owner, weight = torch.tensor([[0, 0, 1, 1, losses.IGNORE, losses.IGNORE]]), torch.tensor([[1.0, 1, 1, 1, 0, 0]])
