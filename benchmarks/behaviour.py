@@ -7,6 +7,10 @@ swap          one picture, two sounds, one of each of two objects: where the ans
 yaw           the panorama turned by a random angle: the answer must turn with it
 calibration   of all sources told, by confidence: how many lie on an object that sounds; expected calibration error (Guo
               et al. 2017) over ten bins
+perspective   an ordinary picture cut from the panorama, with what sounds in it: the strongest answer is nearest to it;
+              and one of the opposite side: nothing in it sounds
+purity        image patches that lie on objects, clustered as those of sound are (avssl_ros/clustering.py): share that
+              belongs to its cluster's most frequent object, beside the share of the scene's largest object
 """
 
 from __future__ import annotations
@@ -17,14 +21,17 @@ import numpy as np
 from tqdm import tqdm
 
 from avssl_ros import Localizer, features, fusion
-from avssl_ros.geometry import angle_between, direction_to_pixel
+from avssl_ros.clustering import dp_means
+from avssl_ros.geometry import ViewLayout, angle_between, cut_views, direction_to_pixel, patch_directions
 from avssl_ros.overlay import draw
 from training.evaluate import WITHIN, Answer
-from training.scenes import Scene, SceneGenerator
+from training.scenes import MASK_SHAPE, Scene, SceneGenerator
 
 BINS = 10
 NEGATIVE = "offscreen sound"  # joins the calibration, as it does in training/calibrate.py
 PICTURES = 4  # scenes drawn
+ORDINARY = 480, 640  # pixels of an ordinary picture
+AIMED_WITHIN = np.radians(30)  # of its middle: where what sounds stands in it
 
 
 class ToldTheName:
@@ -109,11 +116,71 @@ def calibration(generator: SceneGenerator, localizer: Localizer, scenes: int) ->
             "mean_confidence": float(confidence.mean()), "right": float(right.mean()), "bins": bins}
 
 
+def perspective(generator: SceneGenerator, localizer: Localizer, scenes: int) -> dict:
+    """Ordinary pictures of `localizer.fov_deg` with what sounds in them, and of the opposite side of the same scene."""
+    rng, rows, away = np.random.default_rng(0), [], []
+    for index in tqdm(range(scenes), desc="perspective", unit="scene"):
+        scene = generator.scene(index, 1)
+        middle = scene.sounding[0].azimuth + rng.uniform(-AIMED_WITHIN, AIMED_WITHIN)
+        offset = np.array([abs(angle_between(placed.azimuth, 0.0, middle, 0.0)) for placed in scene.objects])
+        in_view = np.flatnonzero(offset < np.radians(localizer.fov_deg) / 2)
+        found = _localize_picture(localizer, scene, middle).sources[:1]
+        distance = [angle_between(found[0].azimuth + middle, found[0].elevation, scene.objects[k].azimuth,
+                                  scene.objects[k].elevation) for k in in_view] if found else []
+        rows.append((len(in_view), bool(found) and scene.objects[in_view[np.argmin(distance)]].sounds,
+                     scene.objects[in_view[np.argmin(offset[in_view])]].sounds))
+        behind = _localize_picture(localizer, scene, middle + np.pi)
+        away.append((len(behind.sources) > 0, len(behind.unseen) > 0))
+    count, right, centre = np.array(rows, float).T
+    several = count > 1
+    return {"scenes": int(several.sum()), "in_view": float(count[several].mean()),
+            "right": float(right[several].mean()), "centre": float(centre[several].mean()),
+            "chance": float((1 / count[several]).mean()), "alone_right": float(right[~several].mean()),
+            "away_false_alarms": float(np.mean(away, axis=0)[0]), "away_not_in_view": float(np.mean(away, axis=0)[1])}
+
+
+def _localize_picture(localizer: Localizer, scene: Scene, middle: float):
+    """The scene of an ordinary picture around azimuth `middle`, radians."""
+    height = 2 * np.degrees(np.arctan(np.tan(np.radians(localizer.fov_deg) / 2) * ORDINARY[0] / ORDINARY[1]))
+    layout = ViewLayout((np.degrees(middle),), 0.0, localizer.fov_deg, float(height))
+    picture = cut_views(scene.image, layout, ORDINARY)[0]
+    return localizer.localize(picture, scene.sound, features.SAMPLE_RATE, projection="perspective")
+
+
+def purity(generator: SceneGenerator, localizer: Localizer, scenes: int) -> dict:
+    """Means over scenes of purity, of the largest object's share, and of the number of clusters."""
+    rows, stride, size = [], localizer.encoders.stride, localizer.layout.view_shape(localizer.view_size)
+    azimuth, elevation = (values.ravel() for values in patch_directions(localizer.layout, size, stride))
+    column, row = (np.round(values).astype(int) for values in direction_to_pixel(azimuth, elevation, *MASK_SHAPE[::-1]))
+    cells = np.clip(row, 0, MASK_SHAPE[0] - 1), column % MASK_SHAPE[1]
+    for index in tqdm(range(scenes), desc="purity", unit="scene"):
+        scene = generator.scene(index, 1)
+        views, _ = localizer.cut(scene.image, "equirectangular")
+        seen = localizer.encoders.visual(views).reshape(-1, localizer.encoders.dimensions)
+        gate, on = np.linalg.norm(seen, axis=1), np.stack([placed.mask[cells] for placed in scene.objects])
+        taking_part = (gate > localizer.decision["audio_gate"]) & (on.sum(axis=0) == 1)
+        owner = on[:, taking_part].argmax(axis=0)
+        if not len(owner):
+            continue
+        seen, gate = seen[taking_part], gate[taking_part]
+        centroids, member = dp_means(seen / gate[:, None], gate, localizer.decision["same_cosine"])
+        largest = sum(np.bincount(owner[member == k]).max() for k in range(len(centroids)) if (member == k).any())
+        rows.append((largest / len(owner), np.bincount(owner).max() / len(owner), len(centroids)))
+    share, one, count = np.mean(rows, axis=0)
+    return {"scenes": len(rows), "purity": float(share), "largest_object": float(one), "clusters": float(count)}
+
+
 def print_behaviour(found: dict) -> None:
-    s, y, c = found["swap"], found["yaw"], found["calibration"]
+    s, y, c, v, p = (found[name] for name in ("swap", "yaw", "calibration", "perspective", "purity"))
     print(f"\nswap ({s['scenes']} pictures): first answer right {s['first_right']:.0%}; of those the second sound's "
           f"answer moved to its object {s['moved']:.0%}, stayed {s['stayed']:.0%}, is elsewhere "
           f"{s['elsewhere']:.0%}, none {s['no_answer']:.0%}")
+    print(f"perspective ({v['scenes']} pictures with {v['in_view']:.1f} objects on average): right object "
+          f"{v['right']:.0%} (chance {v['chance']:.0%}, nearest to the middle {v['centre']:.0%}); where it is alone "
+          f"{v['alone_right']:.0%}; seen from behind: false alarms {v['away_false_alarms']:.0%}, heard, not in view "
+          f"{v['away_not_in_view']:.0%}")
+    print(f"purity ({p['scenes']} scenes): {p['purity']:.0%} of the image patches of objects in "
+          f"{p['clusters']:.1f} clusters; the largest object alone {p['largest_object']:.0%}")
     print(f"yaw ({y['scenes']} scenes): answers turn with the picture, median difference {y['median_deg']:.1f} "
           f"degrees, within 5 degrees {y['within_5_deg']:.0%}; answered only before or after turning "
           f"{y['answered_once']:.0%}")

@@ -4,9 +4,10 @@
 
 The tables are those of training/evaluate.py, which explains their columns and the rows that do not listen. Where the
 pretrained weights are at hand (--weights), the label bridge (benchmarks/label_bridge.py) joins them; `told names` is
-ours told what sounds. Then what benchmarks/behaviour.py explains: swap, yaw, calibration. All scenes are composites of
-real photographs, recordings and panoramas of the test split (training/splits.csv). Other training objectives, and parts
-of ours left out: benchmarks/objectives.py.
+ours told what sounds. All scenes are composites of real photographs, recordings and panoramas of the test split
+(training/splits.csv). Further tables: a silent object of the sounding kind in view; and, where it can be had, material
+that neither we nor the bridge were trained on, real video among it (benchmarks/material.py). Then what
+benchmarks/behaviour.py explains. Other training objectives, and parts of ours left out: benchmarks/objectives.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl_ros import Localizer
 from avssl_ros.paths import shipped_models
-from benchmarks.behaviour import ToldTheName, calibration, draw_figures, print_behaviour, swap, yaw
+from benchmarks.behaviour import (
+    ToldTheName,
+    calibration,
+    draw_figures,
+    perspective,
+    print_behaviour,
+    purity,
+    swap,
+    yaw,
+)
+from benchmarks.material import HEIGHTS, SEPARATION, VISIBLE, CutOuts, RealVideo
+from training.corpus import Missing
 from training.evaluate import EvaluateConfig, evaluate, labels_by_name
 from training.scenes import SceneGenerator
 from training.train import TAGGER_FILE
@@ -34,6 +46,7 @@ class BenchmarkConfig:
     weights: Path = Path("../shared/weights")  # folder with the tagger of the label bridge
     models: Path | None = None  # model folder; None: the shipped one
     view_size: int | None = None  # pixels of a view; None: the model's own
+    downloads: Path = Path("runs/packages")  # Debian's tuxpaint-stamps-default, where it is not installed
     scenes: int = 200  # a row; half of it a negative
     json: Path | None = None  # also write the figures here
     figures: Path | None = None  # folder for reliability.png and scenes.png
@@ -50,10 +63,27 @@ def references(config: BenchmarkConfig, localizer) -> list:
     return [told, LabelBridge(localizer, config.weights)]
 
 
+def further_tables(config: BenchmarkConfig, generator: SceneGenerator) -> dict:
+    """A silent object of the sounding kind; real video; cut-outs. One of the visible objects sounds."""
+    base, seed, count = generator.collection, generator.seed, generator.visible
+    tables = {f"1 of {count} sounding, a silent one of its kind in view": partial(generator.scene, twin=True)}
+    try:
+        scenes = SceneGenerator(CutOuts(base, config.downloads), seed, count, 1, 1)
+        tables[f"1 of {count} sounding, cut-outs"] = scenes.scene
+        video = RealVideo(base, config.data / "clips")
+        scenes = SceneGenerator(video, seed, VISIBLE, 1, 1, HEIGHTS, SEPARATION, by_recordings=True)
+        tables[f"1 of {VISIBLE} sounding, frames and sound of real video"] = scenes.scene
+    except (FileNotFoundError, Missing) as error:
+        print(f"a table is left out: {error}", file=sys.stderr)
+    return {title: (1, make) for title, make in tables.items()}
+
+
 def behaviour(config: BenchmarkConfig, generator: SceneGenerator, localizer: Localizer) -> dict:
     """Measures, prints and, if wanted, draws what benchmarks/behaviour.py is for."""
     found = {"swap": swap(generator, localizer, config.scenes), "yaw": yaw(generator, localizer, config.scenes),
-             "calibration": calibration(generator, localizer, 3 * config.scenes)}
+             "calibration": calibration(generator, localizer, 3 * config.scenes),
+             "perspective": perspective(generator, localizer, config.scenes),
+             "purity": purity(generator, localizer, config.scenes)}
     print_behaviour(found)
     if config.figures:
         draw_figures(found, generator, localizer, config.figures)
@@ -64,7 +94,8 @@ def main(config: BenchmarkConfig) -> dict:
     """Prints the tables, draws the figures and writes the JSON file if wanted, and returns the figures."""
     settings = EvaluateConfig(models=config.models or shipped_models(), data=config.data, scenes=config.scenes,
                               view_size=config.view_size, json=config.json)
-    return evaluate(settings, more=partial(references, config), sounding=(1, 2, 3), then=partial(behaviour, config))
+    return evaluate(settings, more=partial(references, config), sounding=(1, 2, 3),
+                    tasks=partial(further_tables, config), then=partial(behaviour, config))
 
 
 if __name__ == "__main__":

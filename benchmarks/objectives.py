@@ -17,6 +17,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -117,7 +118,8 @@ def main(config: ObjectivesConfig) -> dict:
     methods = [Chance(), *(method(name, models) for name, models in trained.items())]
     report = {"steps": config.steps, "seed": config.seed, "tasks": {}}
     for sounding in (1, 2, 3):
-        rows = run_positive(generator, methods, sounding, config.scenes, labels_by_name())
+        rows = run_positive(partial(generator.scene, sounding=sounding), methods, sounding, config.scenes,
+                            labels_by_name())
         task = f"{sounding} of {generator.visible} visible objects sounding, {config.steps} steps of training"
         report["tasks"][task] = rows
         print_positive(task, rows)

@@ -5,7 +5,8 @@
 
 All scenes are composites: pictures set into a panorama, with mixed sound (training/scenes.py). Rows are methods:
 `chance` guesses a direction, `centre` says straight ahead, `whole image` marks everything, `saliency` takes what stands
-out (spectral residual), `sight only` what could sound most; none of them listens. Columns:
+out (spectral residual), `sight only` what could sound most; none of them listens. `sound only` hears what sounds, and
+how much of it, and does not look: objects stand in all directions alike, so all it can say is straight ahead. Columns:
 
 right object   the strongest answer is nearest to an object that sounds [95 % bootstrap interval over scenes]
 recall, precision, F@20   answers matched with the sounding objects (Hungarian) within 20 degrees, over all scenes
@@ -27,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -37,7 +39,9 @@ from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from avssl_ros import Localizer, features, fusion
+from avssl_ros.clustering import cluster
 from avssl_ros.geometry import angle_between, pixel_to_direction
+from avssl_ros.localizer import audible
 from training.clip_collection import ClipsConfig
 from training.data import read_concepts
 from training.scenes import MASK_SHAPE, NEGATIVES, Scene, SceneGenerator, open_scenes
@@ -131,6 +135,26 @@ class SightOnly:
         return [Answer(region.azimuth, region.elevation, region.mask) for region in regions]
 
 
+class SoundOnly:
+    """What our audio encoder hears, straight ahead: a class prior of direction says nothing where all are alike."""
+
+    name = "sound only"
+
+    def __init__(self, localizer: Localizer):
+        self.localizer = localizer
+
+    def __call__(self, scene: Scene, count: int) -> list[Answer]:
+        encoders, decision = self.localizer.encoders, self.localizer.decision
+        if features.loudest_block_db(scene.sound) < decision["level_floor_db"]:
+            return []
+        power = features.mel_power(scene.sound)
+        heard = encoders.audio(features.normalised_log(power)[None])[0].reshape(-1, encoders.dimensions)
+        weight = audible(features.patch_power(power)).ravel()
+        sounds = cluster(heard, weight, self.localizer.prototypes, decision)
+        return [Answer(0.0, 0.0, disc(0.0, 0.0).mask, self.localizer.labels[int(sound.concepts.argmax())])
+                for sound in sounds]
+
+
 class Ours:
     """The system as a user calls it; it is not told how many objects sound."""
 
@@ -203,11 +227,11 @@ def summary(results: list[dict]) -> dict:
     }
 
 
-def run_positive(generator: SceneGenerator, methods: list, sounding: int, scenes: int, label_of: dict) -> dict:
-    """Each method's summary on scenes with `sounding` sounding objects."""
+def run_positive(make: Callable[[int], Scene], methods: list, sounding: int, scenes: int, label_of: dict) -> dict:
+    """Each method's summary on `scenes` scenes, made of their index, with `sounding` sounding objects."""
     results, seconds = {m.name: [] for m in methods}, {m.name: [] for m in methods}
-    for index in tqdm(range(scenes), desc=f"{sounding} of {generator.visible} sounding", unit="scene"):
-        scene = generator.scene(index, sounding)
+    for index in tqdm(range(scenes), desc=f"{sounding} sounding", unit="scene"):
+        scene = make(index)
         for method in methods:
             start = time.perf_counter()
             answers = method(scene, sounding)
@@ -278,28 +302,35 @@ class EvaluateConfig:
     json: Path | None = None  # also write the figures here
 
 
+Tasks = Callable[[SceneGenerator], dict[str, tuple[int, Callable[[int], Scene]]]]
+
+
 def evaluate(config: EvaluateConfig, more: Callable[[Localizer], list] = lambda localizer: [],
              negatives: Sequence[str] = NEGATIVES, sounding: Sequence[int] = (1, 2),
+             tasks: Tasks = lambda generator: {},
              then: Callable[[SceneGenerator, Localizer], dict] = lambda generator, localizer: {}) -> dict:
     """Prints the tables, writes the JSON file if one is wanted, and returns the figures.
 
     Args:
         more: further methods, made of the localizer, as the rows before ours.
         negatives: which of NEGATIVES to try. sounding: how many of the visible objects sound, a table each.
+        tasks: further tables, made of the generator: title to how many objects sound, and what makes scenes.
         then: what else to measure; its figures join the report.
     """
     generator = open_scenes(config.data, config.split, config.seed, config.clips, config.visible, config.least_photos,
                             config.least_sounds)
     localizer = Localizer(config.models, view_size=config.view_size)
-    methods = [Chance(), Centre(), WholeImage(), Saliency(), SightOnly(localizer), *more(localizer), Ours(localizer)]
+    methods = [Chance(), Centre(), WholeImage(), Saliency(), SightOnly(localizer), SoundOnly(localizer),
+               *more(localizer), Ours(localizer)]
     label_of = labels_by_name()
     report = {"machine": platform.processor() or platform.machine(), "providers": localizer.providers,
               "step": localizer.manifest["training"]["step"], "seed": config.seed, "split": config.split,
               "concepts": {"visible": generator.lookable, "sounding": generator.audible},
               "positive": {}, "negative": {}}
-    for number in sounding:
-        rows = run_positive(generator, methods, number, config.scenes, label_of)
-        task = f"{number} of {generator.visible} visible objects sounding"
+    usual = {f"{number} of {generator.visible} visible objects sounding": (number, partial(generator.scene,
+             sounding=number)) for number in sounding}
+    for task, (number, make) in (usual | tasks(generator)).items():
+        rows = run_positive(make, methods, number, config.scenes, label_of)
         report["positive"][task] = rows
         print_positive(task, rows)
     for kind in negatives:

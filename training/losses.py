@@ -4,8 +4,8 @@ Deep clustering (Hershey et al. 2016): embeddings V (N, D) and memberships Y (N,
 loss compares the affinity matrices, |V V' - Y Y'|^2, which costs O(N D^2) when written through V'V. Rows of background
 and silence have Y = 0, so they are pulled to zero and the norm of an embedding becomes a gate.
 
-Two later forms (Wang, Le Roux, Hershey 2018) ask only that the embeddings of a cluster are alike beside those of others,
-whatever their size and direction: `whitened_k_means` and `deep_lda`. Model card: how they compare.
+Two later forms (Wang, Le Roux, Hershey 2018) ask only that the embeddings of a cluster are alike beside those of
+others, whatever their size and direction: `whitened_k_means` and `deep_lda`. Model card: how they compare.
 """
 
 from __future__ import annotations

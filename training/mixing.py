@@ -252,6 +252,20 @@ def hum(rng: np.random.Generator, length: int, fundamental: float, harmonics=(1,
     return sum(tones).astype(np.float32)
 
 
+def fan(rng: np.random.Generator, length: int) -> np.ndarray:
+    """(length,) float32 of a fan: air noise below some kilohertz, and tones at multiples of the blades' passing rate
+    that swell and fade with each turn."""
+    blades, turns = rng.integers(3, 10), rng.uniform(12.0, 50.0)  # a second
+    time = np.arange(length) / features.SAMPLE_RATE
+    turn = 2 * np.pi * (turns * time + rng.uniform())
+    tones = sum(np.sin(blades * k * turn + rng.uniform(0, 2 * np.pi)) * rng.uniform(0.3, 1.0) / k for k in range(1, 6))
+    spectrum = np.fft.rfft(pink_noise(rng, length))
+    frequency = np.fft.rfftfreq(length, 1 / features.SAMPLE_RATE)
+    air = np.fft.irfft(spectrum / (1 + (frequency / rng.uniform(800.0, 4000.0)) ** 2), length)
+    tones *= 1 + rng.uniform(0.0, 0.3) * np.sin(turn)
+    return (air / air.std() + rng.uniform(0.1, 1.0) * tones).astype(np.float32)
+
+
 def reverberant(rng: np.random.Generator, samples: np.ndarray, decay_seconds: float, direct: float) -> np.ndarray:
     """As heard in a room: the direct sound and a tail of exponentially decaying noise (Polack 1988).
 

@@ -20,6 +20,7 @@ from training.mixing import (
     Collection,
     at_level,
     excerpt,
+    fan,
     feathered_alpha,
     hum,
     paste_on_sphere,
@@ -27,9 +28,10 @@ from training.mixing import (
     whole_scene,
 )
 
-NEGATIVES = ("silence", "white noise", "pink noise", "hum", "recorded background", "offscreen sound")
+NEGATIVES = ("silence", "white noise", "pink noise", "hum", "fan", "recorded background", "offscreen sound")
 MASK_SHAPE = (128, 256)  # of the areas of objects, an equirectangular grid
-SEPARATION = np.radians(45)  # smallest azimuth between two objects
+SEPARATION = 45.0  # degrees, smallest azimuth between two objects
+HEIGHTS = 25.0, 45.0  # degrees that pictures span vertically, from .. to
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,20 @@ class SceneGenerator:
         seed: of all scenes.
         visible: objects in each scene.
         least_photos, least_sounds: items a concept needs, so that no figure hangs on one picture.
+        heights, separation: degrees, see HEIGHTS and SEPARATION.
+        by_recordings: a scene's sounding objects are drawn by the number of their concept's recordings, not all alike.
     """
 
     def __init__(
-        self, collection: Collection, seed: int, visible: int = 4, least_photos: int = 3, least_sounds: int = 2
+        self, collection: Collection, seed: int, visible: int = 4, least_photos: int = 3, least_sounds: int = 2,
+        heights: tuple[float, float] = HEIGHTS, separation: float = SEPARATION, by_recordings: bool = False,
     ):
         self.collection, self.seed, self.visible = collection, seed, visible
+        self.heights, self.separation = np.radians(heights), np.radians(separation)
         self.lookable = [n for n in collection.class_of if len(collection.photos[n]) >= least_photos]
         self.audible = [n for n in self.lookable if len(collection.sounds[n]) >= least_sounds]
+        recordings = np.array([len(collection.sounds[name]) for name in self.audible], float)
+        self.share = recordings / recordings.sum() if by_recordings else None
         if len(self.audible) < 2 or len(self.lookable) < visible + 1 or not collection.panoramas:
             raise ValueError(
                 f"too few items for scenes of {visible} objects: "
@@ -112,14 +120,19 @@ class SceneGenerator:
                 f"{len(self.audible)} of them with {least_sounds} recordings, {len(collection.panoramas)} panoramas"
             )
 
-    def scene(self, index: int, sounding: int = 1) -> Scene:
-        """A scene in which `sounding` of the visible objects sound."""
-        return whole_scene(self, index, SceneGenerator._scene, sounding)
+    def scene(self, index: int, sounding: int = 1, twin: bool = False) -> Scene:
+        """A scene in which `sounding` of the visible objects sound; with `twin` a silent one is of the first's concept.
 
-    def _scene(self, rng, sounding: int) -> Scene:
-        heard = list(rng.choice(self.audible, sounding, replace=False))
+        One microphone cannot tell the twins apart: at best every other first answer is right.
+        """
+        return whole_scene(self, index, SceneGenerator._scene, sounding, twin)
+
+    def _scene(self, rng, sounding: int, twin: bool) -> Scene:
+        heard = list(rng.choice(self.audible, sounding, replace=False, p=self.share))
         others = [name for name in self.lookable if name not in heard]
         names = heard + list(rng.choice(others, self.visible - sounding, replace=False))
+        if twin:
+            names[-1] = names[0]
         image, objects = self._place(rng, names, sounding)
         mixture = sum(at_level(self._recording(rng, name), rng.uniform(-30, -15)) for name in heard)
         return Scene(image, _clip(mixture + self._background(rng, rng.uniform(-65, -45))), objects)
@@ -185,6 +198,8 @@ class SceneGenerator:
             return at_level(pink_noise(rng, length), level)
         if kind == "hum":
             return at_level(hum(rng, length, rng.choice([50.0, 60.0])), level)
+        if kind == "fan":
+            return at_level(fan(rng, length), level)
         if kind == "recorded background":
             return self._background(rng, level)
         raise ValueError(f"kind must be one of {NEGATIVES}, got {kind!r}")
@@ -205,18 +220,18 @@ class SceneGenerator:
         for index, (name, azimuth) in enumerate(zip(names, self._azimuths(rng, len(names)))):
             choices = self.collection.photos[name]
             photo = self.collection.photo(choices[rng.integers(len(choices))])
-            elevation, height = np.radians(rng.uniform(-15, 15)), np.radians(rng.uniform(25, 45))
-            alpha = feathered_alpha(rng, *photo.shape[:2])
+            elevation, height = np.radians(rng.uniform(-15, 15)), rng.uniform(*self.heights)
+            photo, alpha = (photo[..., :3], photo[..., 3] / np.float32(255)) if photo.shape[2] == 4 else (
+                photo, feathered_alpha(rng, *photo.shape[:2]))
             opacity = paste_on_sphere(panorama, photo, alpha, azimuth, elevation, height)
             mask = cv2.resize(opacity, MASK_SHAPE[::-1], interpolation=cv2.INTER_AREA) > 0.5
             placed = PlacedObject(str(name), float(azimuth), float(elevation), float(height), index < sounding, mask)
             objects.append(placed)
         return panorama, tuple(objects)
 
-    @staticmethod
-    def _azimuths(rng, count: int) -> np.ndarray:
-        """Random azimuths at least SEPARATION apart: the free rest of the circle is shared out at random."""
-        gaps = rng.dirichlet(np.ones(count)) * (2 * np.pi - count * SEPARATION) + SEPARATION
+    def _azimuths(self, rng, count: int) -> np.ndarray:
+        """Random azimuths at least `separation` apart: the free rest of the circle is shared out at random."""
+        gaps = rng.dirichlet(np.ones(count)) * (2 * np.pi - count * self.separation) + self.separation
         return rng.permutation(rng.uniform(-np.pi, np.pi) + np.cumsum(gaps))
 
 

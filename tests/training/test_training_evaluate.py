@@ -114,7 +114,7 @@ def test_the_tables_of_a_small_evaluation(tmp_path, capsys):
     report = evaluate.evaluate(config, negatives=("silence",))
     assert json.loads(config.json.read_text()) == json.loads(json.dumps(report))
     rows = report["positive"]["1 of 4 visible objects sounding"]
-    assert set(rows) == {"chance", "centre", "whole image", "saliency", "sight only", "avssl_ros"}
+    assert set(rows) == {"chance", "centre", "whole image", "saliency", "sight only", "sound only", "avssl_ros"}
     assert report["negative"]["silence"]["false_alarms"] == 0.0
     assert "cIoU@.5" in capsys.readouterr().out
 
