@@ -140,9 +140,20 @@ class Localizer:
         """Clusters of the sound and the views' embeddings (P, D), or None when there is nothing above the floor.
 
         Args:
-            samples: (n,) float32 at features.SAMPLE_RATE. views: as from `cut`.
-            recent: seconds at the end of the window that decide what sounds now; None for all of it.
+            samples, recent: as of `listen`. views: as from `cut`.
             see: views to their embeddings; None is the encoder itself.
+        """
+        clusters = self.listen(samples, recent)
+        if clusters is None:
+            return None
+        return clusters, (see or self.encoders.visual)(views).reshape(-1, self.encoders.dimensions)
+
+    def listen(self, samples: np.ndarray, recent: float | None) -> list[Cluster] | None:
+        """Clusters of the sound, or None when there is nothing above the floor.
+
+        Args:
+            samples: (n,) float32 at features.SAMPLE_RATE.
+            recent: seconds at the end of the window that decide what sounds now; None for all of it.
         """
         window = int(self.window_seconds * features.SAMPLE_RATE)
         samples = samples[-window:]
@@ -155,9 +166,7 @@ class Localizer:
         if recent is not None:
             decision = {**decision, "smallest_share": max(RECENT_SHARE, decision["smallest_share"])}
             weight[:, : -int(np.ceil(recent / PATCH_SECONDS))] = 0.0
-        dimensions = self.encoders.dimensions
-        visual = (see or self.encoders.visual)(views).reshape(-1, dimensions)
-        return cluster(audio.reshape(-1, dimensions), weight.ravel(), self.prototypes, decision), visual
+        return cluster(audio.reshape(-1, self.encoders.dimensions), weight.ravel(), self.prototypes, decision)
 
     def _sources(self, clusters: list[Cluster], visual: np.ndarray, surface: fusion.Surface, publish: float, model):
         """Sources of one moment, and the clusters that they make."""

@@ -9,6 +9,7 @@ calibration   of all sources told, by confidence: how many lie on an object that
               et al. 2017) over ten bins
 perspective   an ordinary picture cut from the panorama, with what sounds in it: the strongest answer is nearest to it;
               and one of the opposite side: nothing in it sounds
+hearing       of scenes with one sound: its name is the likeliest that is heard, or among the five likeliest
 purity        image patches that lie on objects, clustered as those of sound are (avssl_ros/clustering.py): share that
               belongs to its cluster's most frequent object, beside the share of the scene's largest object
 """
@@ -147,6 +148,18 @@ def _localize_picture(localizer: Localizer, scene: Scene, middle: float):
     return localizer.localize(picture, scene.sound, features.SAMPLE_RATE, projection="perspective")
 
 
+def hearing(generator: SceneGenerator, localizer: Localizer, scenes: int, label_of: dict[str, str]) -> dict:
+    """Shares of scenes whose sound is rightly named first, and among the first five."""
+    rank = []
+    for index in tqdm(range(scenes), desc="hearing", unit="scene"):
+        scene = generator.scene(index, 1)
+        clusters = localizer.listen(scene.sound, None)
+        order = np.argsort(-fusion.heard_concepts(clusters)).tolist() if clusters else []
+        concept = localizer.labels.index(label_of[scene.sounding[0].concept])
+        rank.append(order.index(concept) if concept in order else len(localizer.labels))
+    return {"scenes": scenes, "first": float(np.mean(np.less(rank, 1))), "of_five": float(np.mean(np.less(rank, 5)))}
+
+
 def purity(generator: SceneGenerator, localizer: Localizer, scenes: int) -> dict:
     """Means over scenes of purity, of the largest object's share, and of the number of clusters."""
     rows, stride, size = [], localizer.encoders.stride, localizer.layout.view_shape(localizer.view_size)
@@ -171,7 +184,7 @@ def purity(generator: SceneGenerator, localizer: Localizer, scenes: int) -> dict
 
 
 def print_behaviour(found: dict) -> None:
-    s, y, c, v, p = (found[name] for name in ("swap", "yaw", "calibration", "perspective", "purity"))
+    s, y, c, v, p, h = (found[name] for name in ("swap", "yaw", "calibration", "perspective", "purity", "hearing"))
     print(f"\nswap ({s['scenes']} pictures): first answer right {s['first_right']:.0%}; of those the second sound's "
           f"answer moved to its object {s['moved']:.0%}, stayed {s['stayed']:.0%}, is elsewhere "
           f"{s['elsewhere']:.0%}, none {s['no_answer']:.0%}")
@@ -179,6 +192,7 @@ def print_behaviour(found: dict) -> None:
           f"{v['right']:.0%} (chance {v['chance']:.0%}, nearest to the middle {v['centre']:.0%}); where it is alone "
           f"{v['alone_right']:.0%}; seen from behind: false alarms {v['away_false_alarms']:.0%}, heard, not in view "
           f"{v['away_not_in_view']:.0%}")
+    print(f"hearing ({h['scenes']} scenes with one sound): named right {h['first']:.0%}, among five {h['of_five']:.0%}")
     print(f"purity ({p['scenes']} scenes): {p['purity']:.0%} of the image patches of objects in "
           f"{p['clusters']:.1f} clusters; the largest object alone {p['largest_object']:.0%}")
     print(f"yaw ({y['scenes']} scenes): answers turn with the picture, median difference {y['median_deg']:.1f} "

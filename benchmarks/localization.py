@@ -25,6 +25,7 @@ from benchmarks.behaviour import (
     ToldTheName,
     calibration,
     draw_figures,
+    hearing,
     perspective,
     print_behaviour,
     purity,
@@ -83,6 +84,7 @@ def behaviour(config: BenchmarkConfig, generator: SceneGenerator, localizer: Loc
     found = {"swap": swap(generator, localizer, config.scenes), "yaw": yaw(generator, localizer, config.scenes),
              "calibration": calibration(generator, localizer, 3 * config.scenes),
              "perspective": perspective(generator, localizer, config.scenes),
+             "hearing": hearing(generator, localizer, config.scenes, labels_by_name()),
              "purity": purity(generator, localizer, config.scenes)}
     print_behaviour(found)
     if config.figures:

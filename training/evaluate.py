@@ -27,7 +27,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -39,9 +39,7 @@ from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from avssl_ros import Localizer, features, fusion
-from avssl_ros.clustering import cluster
 from avssl_ros.geometry import angle_between, pixel_to_direction
-from avssl_ros.localizer import audible
 from training.clip_collection import ClipsConfig
 from training.data import read_concepts
 from training.scenes import MASK_SHAPE, NEGATIVES, Scene, SceneGenerator, open_scenes
@@ -144,15 +142,8 @@ class SoundOnly:
         self.localizer = localizer
 
     def __call__(self, scene: Scene, count: int) -> list[Answer]:
-        encoders, decision = self.localizer.encoders, self.localizer.decision
-        if features.loudest_block_db(scene.sound) < decision["level_floor_db"]:
-            return []
-        power = features.mel_power(scene.sound)
-        heard = encoders.audio(features.normalised_log(power)[None])[0].reshape(-1, encoders.dimensions)
-        weight = audible(features.patch_power(power)).ravel()
-        sounds = cluster(heard, weight, self.localizer.prototypes, decision)
-        return [Answer(0.0, 0.0, disc(0.0, 0.0).mask, self.localizer.labels[int(sound.concepts.argmax())])
-                for sound in sounds]
+        return [replace(disc(0.0, 0.0), label=self.localizer.labels[int(sound.concepts.argmax())])
+                for sound in self.localizer.listen(scene.sound, None) or ()]
 
 
 class Ours:

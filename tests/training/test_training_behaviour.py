@@ -7,7 +7,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.behaviour import calibration, swap, yaw  # noqa: E402
+from avssl_ros.clustering import Cluster  # noqa: E402
+from avssl_ros.geometry import ViewLayout, patch_directions  # noqa: E402
+from benchmarks.behaviour import calibration, hearing, perspective, purity, swap, yaw  # noqa: E402
+from training.evaluate import disc  # noqa: E402
 from training.scenes import MASK_SHAPE, PlacedObject, Scene  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -69,3 +72,60 @@ def test_calibration_error_is_the_distance_of_confidence_from_truth():
     assert always_right["right"] == 1.0 and always_right["expected_calibration_error"] == pytest.approx(0.05)
     deaf = calibration(Scenes(), Localizer(deaf=True, confidence=0.95), 6)  # also where nothing in view sounds
     assert deaf["right"] == pytest.approx(2 / 3) and deaf["expected_calibration_error"] == pytest.approx(0.95 - 2 / 3)
+
+
+class Ordinary:
+    """Scenes of two objects 35 degrees apart, a red and a green column, and a localizer that finds one of them; the
+    green one sounds."""
+
+    fov_deg = 90.0
+
+    def __init__(self, channel):
+        self.channel = channel
+
+    def scene(self, index, sounding):
+        image, objects = np.zeros((180, WIDTH, 3), np.uint8), []
+        for channel, azimuth in enumerate((30 * index, 30 * index + 35)):
+            image[:, round((0.5 - azimuth / 360) * WIDTH) % WIDTH, channel] = 200
+            objects.append(PlacedObject("dog", np.radians(azimuth), 0.0, 0.5, channel == 1, MASK))
+        return Scene(image, np.zeros(2, np.float32), tuple(objects))
+
+    def localize(self, image, sound, rate, projection):
+        row = image[image.shape[0] // 2, :, self.channel].astype(float)
+        if row.max() < 100:
+            return SimpleNamespace(sources=(), unseen=("dog",))
+        azimuth = np.arctan((len(row) / 2 - 0.5 - row.argmax()) / (len(row) / 2) * np.tan(np.radians(self.fov_deg) / 2))
+        return SimpleNamespace(sources=(SimpleNamespace(azimuth=azimuth, elevation=0.0),), unseen=())
+
+
+@pytest.mark.parametrize("channel, right", [(1, 1.0), (0, 0.0)])
+def test_in_an_ordinary_picture_the_answer_is_right_where_it_is_on_what_sounds(channel, right):
+    found = perspective(Ordinary(channel), Ordinary(channel), 12)
+    assert found["right"] == right and found["in_view"] == 2.0 and found["chance"] == 0.5
+    assert found["away_false_alarms"] == 0.0 and found["away_not_in_view"] == 1.0
+
+
+def test_hearing_counts_the_rank_of_the_true_name():
+    def heard(*concepts):
+        return SimpleNamespace(labels=tuple("abcdefg"), listen=lambda sound, recent: concepts and [
+            Cluster(np.ones(1), np.array(concepts), 0.9, 1.0)])
+    names = {"dog": "b"}
+    assert hearing(Scenes(), heard(0.1, 0.6, 0.2, 0, 0, 0, 0), 4, names) == {"scenes": 4, "first": 1.0, "of_five": 1.0}
+    assert hearing(Scenes(), heard(0.5, 0.2, 0.3, 0, 0, 0, 0), 4, names)["first"] == 0.0
+    assert hearing(Scenes(), heard(), 4, names)["of_five"] == 0.0
+
+
+@pytest.mark.parametrize("tells_apart", [True, False])
+def test_purity_is_one_where_objects_differ_and_the_largest_objects_share_where_none_does(tells_apart):
+    layout, azimuths = ViewLayout(), (-1.5, 1.0)
+    objects = [PlacedObject("dog", a, 0.0, 0.5, False, disc(a, 0.0).mask) for a in azimuths]
+    scene = Scene(np.zeros((64, 128, 3), np.uint8), MASK, tuple(objects))
+    scenes = SimpleNamespace(scene=lambda index, sounding: scene)
+    near = patch_directions(layout, layout.view_shape(288), 16)[0] > 0
+    embedding = np.eye(4)[np.where(near & tells_apart, 1, 0)]
+    localizer = SimpleNamespace(
+        layout=layout, view_size=288, decision={"audio_gate": 0.2, "same_cosine": 0.5}, cut=lambda *_: (None, None),
+        encoders=SimpleNamespace(stride=16, dimensions=4, visual=lambda views: embedding))
+    found = purity(scenes, localizer, 2)
+    assert found["purity"] == (1.0 if tells_apart else found["largest_object"]) and 0.4 < found["largest_object"] < 0.8
+    assert found["clusters"] == (2 if tells_apart else 1)

@@ -90,8 +90,11 @@ def test_benchmark_scenes_keep_objects_apart_and_negatives_hold_no_sounding_obje
         scene = generator.scene(index, sounding=2)
         azimuths = np.sort([placed.azimuth % (2 * np.pi) for placed in scene.objects])
         gaps = np.diff([*azimuths, azimuths[0] + 2 * np.pi])
-        assert gaps.min() >= SEPARATION - 1e-6 and len(scene.sounding) == 2
+        assert gaps.min() >= np.radians(SEPARATION) - 1e-6 and len(scene.sounding) == 2
         assert scene.image.shape == (640, 1280, 3) and np.abs(scene.sound).max() <= 1.0
+    twins = generator.scene(1, twin=True)
+    (sounding,) = twins.sounding
+    assert [placed.concept for placed in twins.objects].count(sounding.concept) == 2
     for index, kind in enumerate(NEGATIVES):
         negative = generator.negative(index, kind)
         assert negative.sounding == [] and len(negative.sound) == 64000
