@@ -20,11 +20,11 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "node_dds.py"
 
 def test_large_images_are_answered_each_with_its_own_stamp(tmp_path):
     report = tmp_path / "node_dds.json"
-    command = [sys.executable, str(BENCHMARK), "--seconds", "10", "--json", str(report)]
+    command = [sys.executable, str(BENCHMARK), "--seconds", "6", "--json", str(report)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stdout + run.stderr
     (figures,) = json.loads(report.read_text())["runs"]
-    # How many there are depends on what else this machine does; on an idle one all 100 are accepted.
+    # How many there are depends on what else this machine does; on an idle one all 60 are accepted.
     assert figures["images_published"] >= 20 and figures["images_accepted"] >= 10, figures
     assert figures["answered_of_accepted"] >= 0.95, figures
     assert figures["answers_with_a_foreign_stamp"] == 0, figures
