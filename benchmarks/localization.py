@@ -92,12 +92,25 @@ def behaviour(config: BenchmarkConfig, generator: SceneGenerator, localizer: Loc
     return {"behaviour": found}
 
 
+def print_summary(tables: dict) -> None:
+    """A line for each table: the strongest answer is right by three methods, and the other columns for ours."""
+    print(f"\n{'in short':<52}right: chance  bridge    ours   recall  precision  number   error")
+    for task, rows in tables.items():
+        ours, bridge = rows["avssl_ros"], rows.get("label bridge")
+        print(f"{task:<52}{rows['chance']['right_object']:13.0%}  "
+              + ("     -" if bridge is None else f"{bridge['right_object']:6.0%}")
+              + f"  {ours['right_object']:6.0%}  {ours['recall_20']:7.0%}  {ours['precision_20']:9.0%}  "
+              f"{ours['number_right']:6.0%}  {ours['median_error_deg']:5.1f}°")
+
+
 def main(config: BenchmarkConfig) -> dict:
     """Prints the tables, draws the figures and writes the JSON file if wanted, and returns the figures."""
     settings = EvaluateConfig(models=config.models or shipped_models(), data=config.data, scenes=config.scenes,
                               view_size=config.view_size, json=config.json)
-    return evaluate(settings, more=partial(references, config), sounding=(1, 2, 3),
-                    tasks=partial(further_tables, config), then=partial(behaviour, config))
+    report = evaluate(settings, more=partial(references, config), sounding=(1, 2, 3),
+                      tasks=partial(further_tables, config), then=partial(behaviour, config))
+    print_summary(report["positive"])
+    return report
 
 
 if __name__ == "__main__":
