@@ -1,0 +1,149 @@
+"""Segments follow on from one another, stay within the limit, and survive whatever ends the recording."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avssl_ros import recorder as module
+from avssl_ros.audio_input import AudioBuffer, read_audio
+from avssl_ros.recorder import Recorder, SoundTap, record
+from avssl_ros.video_input import VideoFile
+
+RATE, FPS = 16000, 10
+START = 1_795_000_000.0  # 2026-11-18 11:06:40 UTC
+
+
+def picture(level: int, width: int = 64) -> np.ndarray:
+    return np.full((32, width, 3), level, np.uint8)
+
+
+def play(recorder: Recorder, seconds: float, start: float = START, lag: float = 0.3, width: int = 64) -> None:
+    """Pictures that brighten by 2 each, and a tone in blocks of 0.1 s that arrive `lag` later than their pictures."""
+    count = round(seconds * FPS)
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * RATE)) / RATE).astype(np.float32)
+    late = round(lag * FPS)
+    for number in range(count + late):
+        if number < count:
+            recorder.add_frame(picture(2 * number % 256, width), start + number / FPS)
+        if number >= late:
+            first = (number - late) * RATE // FPS
+            recorder.add_sound(tone[first : first + RATE // FPS], RATE, start + first / RATE)
+
+
+def lengths(path: Path) -> tuple[int, float, float]:
+    """Pictures, seconds of sound, and the share of them in which the tone is heard."""
+    samples, rate = read_audio(path)
+    blocks = np.abs(samples[: len(samples) // 160 * 160]).reshape(-1, 160).max(axis=1)
+    return len(list(VideoFile(path))), len(samples) / rate, float((blocks > 0.2).mean())
+
+
+def test_segments_follow_on_and_each_has_the_sound_of_its_time(tmp_path):
+    with Recorder(tmp_path, segment_seconds=2, fps=FPS, sample_rate=RATE) as recorder:
+        play(recorder, 5.0)
+    names = [path.name for path in recorder.segments()]
+    assert names == ["20261118T110640.000Z.mp4", "20261118T110642.000Z.mp4", "20261118T110644.000Z.mp4"]
+    for path, seconds in zip(recorder.segments(), (2.0, 2.0, 1.0)):
+        pictures, sound, heard = lengths(path)
+        assert pictures == seconds * FPS and sound == pytest.approx(seconds, abs=0.08) and heard > 0.95, path
+    assert next(iter(VideoFile(recorder.segments()[1])))[1].mean() == pytest.approx(2 * 20, abs=3)
+
+
+def test_the_oldest_segments_give_way_and_other_files_stay(tmp_path):
+    (tmp_path / "notes.mp4").write_bytes(bytes(50_000))
+    with Recorder(tmp_path, segment_seconds=1, fps=FPS, sample_rate=RATE) as recorder:
+        play(recorder, 3.0)
+    size = max(path.stat().st_size for path in recorder.segments())
+    with Recorder(tmp_path, segment_seconds=1, limit_bytes=4 * size, fps=FPS, sample_rate=RATE) as recorder:
+        play(recorder, 8.0, START + 100)
+    left = recorder.segments()
+    assert sum(path.stat().st_size for path in left) <= 4 * size and recorder.deleted == 11 - len(left) > 0
+    assert left[-1].name == "20261118T110827.000Z.mp4" and (tmp_path / "notes.mp4").exists()
+
+
+def test_another_size_or_a_jump_in_time_begins_a_segment_and_none_is_replaced(tmp_path):
+    with Recorder(tmp_path, segment_seconds=30, fps=FPS, sample_rate=RATE) as recorder:
+        play(recorder, 1.0)
+        play(recorder, 1.0, START + 1.0, width=96)
+        play(recorder, 1.0, START)  # the clock was set back
+        play(recorder, 1.0, START + 3600)
+    paths = recorder.segments()
+    assert len(paths) == 4 and [lengths(path)[0] for path in paths] == [10] * 4
+    assert sorted(VideoFile(path).width for path in paths) == [64, 64, 64, 96]
+
+
+def test_without_sound_there_are_pictures(tmp_path):
+    with Recorder(tmp_path, fps=FPS) as recorder:
+        for number in range(5):
+            recorder.add_frame(picture(number), START + number / FPS)
+    (path,) = recorder.segments()
+    assert len(list(VideoFile(path))) == 5
+
+
+def test_what_makes_no_sense_is_refused_and_a_full_disk_is_said(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="got 0 s"):
+        Recorder(tmp_path, segment_seconds=0)
+    monkeypatch.setattr(module, "SPARE_BYTES", 1 << 60)
+    with Recorder(tmp_path) as recorder, pytest.raises(OSError, match="another disk"):
+        recorder.add_frame(picture(0), START)
+
+
+def test_a_killed_recording_is_readable(tmp_path):
+    program = f"""
+import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_recorder import *
+with Recorder({str(tmp_path)!r}, segment_seconds=4, fps=FPS, sample_rate=RATE) as recorder:
+    play(recorder, 11.0)
+    print("there", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "there\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    paths = Recorder(tmp_path).segments()
+    assert len(paths) == 3 and [lengths(path)[0] for path in paths[:2]] == [40, 40]
+    assert lengths(paths[2])[0] >= 10  # of 30; the rest was in the encoder
+
+
+class Source:
+    """A microphone whose sound arrives with real time."""
+
+    def __init__(self):
+        self.buffer = AudioBuffer(RATE)
+        self._start = self._end = time.time()
+
+    def deliver(self) -> None:
+        count = int((time.time() - self._end) * RATE)
+        if count:
+            self.buffer.write(np.full(count, 0.5, np.float32), self._end)
+            self._end += count / RATE
+
+
+def test_each_sample_is_read_once_and_the_loop_ends_when_it_should(tmp_path):
+    source, tap = Source(), None
+    tap, heard = SoundTap(source), 0
+    for _ in range(20):
+        time.sleep(0.02)
+        source.deliver()
+        new = tap.read()
+        heard += 0 if new is None else len(new[0])
+        assert tap.read() is None
+    assert heard == pytest.approx(source.buffer.read(time.time(), 5.0).size, abs=0.1 * RATE)
+
+    def camera():
+        time.sleep(0.02)
+        source.deliver()
+        return picture(100)
+
+    with Recorder(tmp_path, fps=FPS, sample_rate=RATE) as recorder:
+        record(camera, source, recorder, FPS, lambda seconds: seconds < 2.0)
+    pictures, sound, loud = lengths(recorder.segments()[0])
+    assert 15 <= pictures <= 21 and sound > 1.5 and loud > 0.9
