@@ -87,6 +87,11 @@ def loudest_block_db(samples: np.ndarray, seconds: float = 0.1) -> float:
         return float(10 * np.log10(np.square(blocks, dtype=np.float64).mean(axis=1).max()))
 
 
+def without_offset(samples: np.ndarray) -> np.ndarray:
+    """The samples (n,) around zero: the constant offset of a cheap microphone would count as loudness."""
+    return samples - samples.mean(dtype=np.float64).astype(np.float32)
+
+
 def as_mono(audio, sample_rate) -> np.ndarray:
     """Checked sound at SAMPLE_RATE.
 
