@@ -154,7 +154,7 @@ class Localizer:
             recent: seconds at the end of the window that decide what sounds now; None for all of it.
         """
         window = int(self.window_seconds * features.SAMPLE_RATE)
-        samples = features.without_offset(samples[-window:])
+        samples = samples[-window:]
         judged = samples if recent is None else samples[-int(recent * features.SAMPLE_RATE) :]
         if features.loudest_block_db(judged) < self.decision["level_floor_db"]:
             return None

@@ -9,7 +9,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
 from avssl_ros.ros.health import Health
-from avssl_ros.ros.states import ABSENT, OK, STALE, Sensor
+from avssl_ros.states import ABSENT, OK, STALE, Sensor
 
 TOPICS = {"compressed": ("image/compressed", CompressedImage), "raw": ("image", Image)}
 RELIABILITIES = {"best_effort": ReliabilityPolicy.BEST_EFFORT, "reliable": ReliabilityPolicy.RELIABLE}

@@ -10,7 +10,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from avssl_ros.audio_input import AudioStatus
-from avssl_ros.ros.states import OK, STALE, Sensor, State
+from avssl_ros.states import OK, STALE, Sensor, State
 
 RECENT_SECONDS = 10.0
 MAX_CLOCK_GAP = 5.0  # seconds between the newest sound and the newest image that cannot be delay any more

@@ -10,7 +10,7 @@ Subscribes to `image/compressed` (or `image`, by the parameter image_transport) 
 - `~/direction` (geometry_msgs/PoseStamped): +x points at the strongest source; only while something sounds.
 - `~/events` (std_msgs/String): one JSON object per onset, change and offset.
 - `~/markers` (visualization_msgs/MarkerArray), `~/map` (sensor_msgs/Image, 32FC1): only while someone subscribes.
-- `~/state` (std_msgs/String, latched): camera and microphone, and what follows, as one JSON object (states.py).
+- `~/state` (std_msgs/String, latched): camera, microphone and what follows, as one JSON object (states.py).
 - `/diagnostics` (diagnostic_msgs/DiagnosticArray), once per second.
 
 Parameters: parameters.py. A managed node (rclpy.lifecycle) that, by the parameter autostart, configures and activates
@@ -41,8 +41,8 @@ from avssl_ros.ros.camera import Camera
 from avssl_ros.ros.health import Health
 from avssl_ros.ros.outputs import Outputs
 from avssl_ros.ros.runtime import START_ERRORS, Process, explain, run
-from avssl_ros.ros.states import States
 from avssl_ros.ros.watch import Watch
+from avssl_ros.states import States
 from avssl_ros.tracking import TrackingConfig
 
 FLUSH_SECONDS = 0.3

@@ -14,8 +14,8 @@ from std_msgs.msg import Header, String
 from visualization_msgs.msg import MarkerArray
 
 from avssl_ros.ros import converters
-from avssl_ros.ros.states import State
 from avssl_ros.scene import Event, Localization
+from avssl_ros.states import State
 
 DEPTH = 5
 EVENT_DEPTH = 100  # events are rare and none may be lost; everything else is replaced by the next frame

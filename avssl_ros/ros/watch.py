@@ -14,8 +14,8 @@ from avssl_ros.ros.answers import Answers
 from avssl_ros.ros.camera import Camera
 from avssl_ros.ros.health import Health
 from avssl_ros.ros.outputs import Outputs
-from avssl_ros.ros.states import ABSENT, LOCALIZING, OK, Sensor, States
 from avssl_ros.sound_quality import complaint
+from avssl_ros.states import ABSENT, LOCALIZING, OK, Sensor, States
 
 LOOK_SECONDS = 0.1  # how late a change may be noticed
 REPORT_SECONDS = 1.0
