@@ -37,14 +37,15 @@ class Answers:
     Attributes:
         values: the node's parameters by name; replaced as a whole.
         sound: where sound comes from, None where there is none; replaced as a whole.
-        sound_gap: seconds between the newest sound and the newest image, where they are too far apart to belong
-            together; else None.
+        sound_gap: seconds between the newest sound and the newest image, where they have been too far apart to belong
+            together for sensor_timeout; else None.
     """
 
     def __init__(self, node: Node, localizer: Localizer, stream: LocalizerStream, outputs: Outputs, health: Health):
         self.values: dict = {}
         self.sound: AudioSource | None = None
         self.sound_gap: float | None = None
+        self._apart_since: float | None = None  # monotonic
         self._node, self._outputs, self._health = node, outputs, health
         self._localizer, self._stream = localizer, stream
         self._frames: Newest = Newest()  # (monotonic time of arrival, message)
@@ -181,11 +182,20 @@ class Answers:
         buffer = sound.buffer  # once: it is replaced when the rate changes
         if (latest := buffer.latest) is None:
             return None
-        is_late = until - latest > self.values["sensor_timeout"]
+        timeout = self.values["sensor_timeout"]
+        is_late = until - latest > timeout
         samples = np.zeros(0, np.float32) if is_late else buffer.read(until, self._localizer.window_seconds)
-        is_early = not samples.size and latest > until + self.values["sensor_timeout"]
-        self.sound_gap = abs(latest - until) if is_late or is_early else None
+        is_early = not samples.size and latest - until > timeout
+        self._note_gap(abs(latest - until) if is_late or is_early else None, timeout)
         return (samples, buffer.sample_rate) if samples.size >= MIN_SOUND_SECONDS * buffer.sample_rate else None
+
+    def _note_gap(self, gap: float | None, timeout: float) -> None:
+        """A moment's gap, while the clocks of both jump one after the other, is none."""
+        if gap is None:
+            self._apart_since = self.sound_gap = None
+            return
+        self._apart_since = self._apart_since or time.monotonic()
+        self.sound_gap = gap if time.monotonic() - self._apart_since > timeout else None
 
     def _nothing(self, captured: float) -> Localization:
         """The scene of an image without sound; ends what sounded before."""
