@@ -43,7 +43,11 @@ def run(make_node: Callable[[], Process], args: list[str] | None = None) -> int:
         node = make_node()
         with stopping.at_once():
             node.begin()
-    except START_ERRORS as error:
+    except Exception as error:
+        if stopping.wanted.is_set():  # it comes of the signal that broke the start off
+            return 0
+        if not isinstance(error, START_ERRORS):
+            raise
         print(f"cannot start: {explain(error)}", file=sys.stderr)
         return 1
     else:

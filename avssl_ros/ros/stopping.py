@@ -2,7 +2,8 @@
 
 rclpy's own handlers close DDS at once, and nothing could be published any more. Ours differ by what the process does:
 
-- until `run` (runtime.py) begins, while libraries are imported, there is nothing to tidy up: it exits at once;
+- until `hold`, while libraries are imported, there is nothing to tidy up and it exits at once (by os._exit: an exception
+  in the midst of an import comes out of some C extensions as another one);
 - within `at_once()`, while a node loads its models or opens its sensors, that is broken off;
 - else `wanted` is set, and the loop ends by itself, so that a node can still say that its sources are gone.
 
@@ -21,7 +22,8 @@ from contextlib import contextmanager
 LIMIT_SECONDS = 1.8
 
 wanted = threading.Event()
-_may_break_off = True
+_IMPORTING, _AT_ONCE, _HOLDING = range(3)
+_phase = _IMPORTING
 _listening = False
 
 
@@ -42,27 +44,29 @@ def listen() -> None:
 
 def hold() -> None:
     """From now on a signal only sets `wanted`, except within `at_once()`."""
-    global _may_break_off
-    _may_break_off = False
+    global _phase
+    _phase = _HOLDING
 
 
 @contextmanager
 def at_once():
     """Within, a signal raises SystemExit; one that came before does so at the beginning."""
-    global _may_break_off
-    _may_break_off = True
+    global _phase
+    _phase = _AT_ONCE
     try:
         if wanted.is_set():
             raise SystemExit(0)
         yield
     finally:
-        _may_break_off = False
+        _phase = _HOLDING
 
 
 def _on_signal(*_) -> None:
     is_first = not wanted.is_set()
     wanted.set()
-    if is_first and _may_break_off:
+    if _phase == _IMPORTING:
+        os._exit(0)
+    if is_first and _phase == _AT_ONCE:
         raise SystemExit(0)
 
 
