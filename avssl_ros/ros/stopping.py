@@ -2,8 +2,8 @@
 
 rclpy's own handlers close DDS at once, and nothing could be published any more. Ours differ by what the process does:
 
-- until `hold`, while libraries are imported, there is nothing to tidy up and it exits at once (by os._exit: an exception
-  in the midst of an import comes out of some C extensions as another one);
+- until `hold`, while libraries are imported, there is nothing to tidy up and it exits at once (by os._exit: an
+  exception in the midst of an import comes out of some C extensions as another one);
 - within `at_once()`, while a node loads its models or opens its sensors, that is broken off;
 - else `wanted` is set, and the loop ends by itself, so that a node can still say that its sources are gone.
 
