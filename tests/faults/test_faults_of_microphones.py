@@ -89,6 +89,7 @@ def test_a_microphone_that_is_unplugged_and_muted(observer, plug, row):
     row("microphone is muted", said, noticed - muted, back - played)
 
 
+@pytest.mark.slow
 def test_a_recording_process_that_is_killed(localizer, observer, row):
     def kill() -> None:
         children = f"/proc/{localizer.pid}/task"
@@ -113,6 +114,7 @@ def test_a_sound_server_that_ends_and_begins_anew(observer, plug, row):
                camera="ok", mode="seeing only", lasts=4.0)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sound_server_that_stands_still(observer, pulse, row):
     go_through(observer, row, "sound server stands still (SIGSTOP)", lambda: pulse.signal(signal.SIGSTOP),
                lambda: pulse.signal(signal.SIGCONT), microphone="stale", mode="seeing only")  # fmt: skip
