@@ -12,7 +12,7 @@ SUITABLE := import sys, platform; sys.exit(not ((3, 10) <= sys.version_info[:2] 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c '$(SUITABLE)' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
 
-.PHONY: help demo test test-all bench bench-localization bench-objectives bench-streams bench-views bench-latency bench-pipeline train train-small lint clean
+.PHONY: help demo test test-all faults soak bench bench-localization bench-objectives bench-streams bench-views bench-latency bench-pipeline train train-small lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | column -t -s:
@@ -46,6 +46,13 @@ test: $(VENV)/.test-ready  ## every test of less than a minute
 test-all: $(VENV)/.test-ready  ## every test
 	$(BIN)/python -m pytest --ignore tests/training
 	$(BIN)/python -m pytest tests/training
+
+# The table is written only where every fault went well.
+faults: $(VENV)/.test-ready  ## every fault of camera, microphone, clock and process for real; writes docs/faults.md
+	AVSSL_FAULTS_TABLE=docs/faults.md $(BIN)/python -m pytest tests/faults
+
+soak: $(VENV)/.test-ready  ## the real node for an hour with a fault every 20 s (see benchmarks/soak.py)
+	$(BIN)/python benchmarks/soak.py --minutes 60
 
 bench-localization: $(VENV)/.test-ready  ## localization on generated scenes against chance and audio-free priors
 	$(BIN)/python benchmarks/localization.py --json benchmarks/out/localization.json --figures benchmarks/out

@@ -31,9 +31,9 @@ setup(
     entry_points={
         "console_scripts": [
             "avssl = avssl_ros.cli:main",
-            "localizer = avssl_ros.ros.localizer_node:main",
-            "scene_player = avssl_ros.ros.scene_player:main",
-            "overlay = avssl_ros.ros.overlay_node:main",
+            "localizer = avssl_ros.ros.commands:localizer",
+            "scene_player = avssl_ros.ros.commands:scene_player",
+            "overlay = avssl_ros.ros.commands:overlay",
         ]
     },
 )

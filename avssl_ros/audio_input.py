@@ -285,6 +285,7 @@ class Microphone(AudioSource):
             because indices change when devices come and go.
         sample_rate: Hz; None takes the device's own.
         clock: gives the time in seconds that samples are stamped with.
+        wait: whether `start()` waits, for at most START_SECONDS, for word of the device.
 
     Raises AudioDeviceError at once where PortAudio is missing. A device that is absent is no exception, as it may be
     plugged in later: `status()` says "absent" and what to do, and it is tried again and again.
@@ -304,9 +305,11 @@ class Microphone(AudioSource):
         device: str | int | None = None,
         sample_rate: float | None = None,
         clock: Callable[[], float] = time.time,
+        wait: bool = True,
     ):
         _check_portaudio()
         self._device = device
+        self._wait = wait
         self._wanted_rate = None if sample_rate is None else float(sample_rate)
         self._clock = clock
         self.buffer = AudioBuffer(sample_rate or 48000)
@@ -326,7 +329,8 @@ class Microphone(AudioSource):
         self._condition = ("absent", "the microphone is being opened")
         self._thread = threading.Thread(target=self._record, name="microphone", daemon=True)
         self._thread.start()
-        self._has_word.wait(self.START_SECONDS)
+        if self._wait:
+            self._has_word.wait(self.START_SECONDS)
 
     def stop(self) -> None:
         """Close the device; `start()` opens it again."""

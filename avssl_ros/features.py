@@ -88,7 +88,7 @@ def loudest_block_db(samples: np.ndarray, seconds: float = 0.1) -> float:
 
 
 def as_mono(audio, sample_rate) -> np.ndarray:
-    """Checked sound at SAMPLE_RATE.
+    """Checked sound at SAMPLE_RATE, around zero: the constant offset of a cheap microphone would count as loudness.
 
     Args:
         audio: (n,) or (n, channels) or (channels, n) array, float in [-1, 1] or int16; channels are averaged.
@@ -118,6 +118,7 @@ def as_mono(audio, sample_rate) -> np.ndarray:
     samples = samples.astype(np.float32)
     if not np.all(np.isfinite(samples)):
         raise ValueError("audio holds NaN or infinity; give finite samples in [-1, 1]")
+    samples -= samples.mean(dtype=np.float64).astype(np.float32)  # before a resampler makes steps of it at the ends
     if sample_rate == SAMPLE_RATE:
         return samples
     return soxr.resample(samples, sample_rate, SAMPLE_RATE).astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -52,10 +53,7 @@ class Localizer:
 
     def __init__(self, models=None, providers=None, threads=None, layout: ViewLayout | None = None, fov_deg=90.0,
                  view_size: int | None = None):
-        if not 20.0 <= fov_deg <= 160.0:
-            raise ValueError(f"fov_deg must be 20..160 degrees, got {fov_deg}")
-        if view_size is not None and (view_size % 32 or not 64 <= view_size <= 1024):
-            raise ValueError(f"view_size must be a multiple of 32 from 64 to 1024 pixels, got {view_size}")
+        check_views(fov_deg, view_size)
         self.encoders = Encoders(models, providers, threads)
         self.manifest = self.encoders.manifest
         self.providers = self.encoders.providers
@@ -70,6 +68,14 @@ class Localizer:
         number = {label: index for index, label in enumerate(self.labels)}
         self.made_by = {number[heard]: [number[label] for label in seen]
                         for heard, seen in self.manifest["made_by"].items()}
+
+    def with_views(self, layout: ViewLayout | None = None, fov_deg=90.0, view_size: int | None = None) -> Localizer:
+        """The same models with other views; arguments and errors as of `Localizer`. Takes no time."""
+        check_views(fov_deg, view_size)
+        other = copy.copy(self)
+        other.layout, other.fov_deg = layout or ViewLayout(), float(fov_deg)
+        other.view_size = view_size or self.encoders.size
+        return other
 
     def useful_width(self, projection: str) -> int:
         """Pixels across of an image beyond which nothing is gained; a decoder may leave out what is finer."""
@@ -101,10 +107,14 @@ class Localizer:
             tracking: the fields of TrackingConfig.
         """
         _check_projection(projection)
-        if not 0 <= views_per_frame <= len(self.layout):
-            raise ValueError(f"views_per_frame must be 0..{len(self.layout)}, got {views_per_frame}")
+        self.check_views_per_frame(views_per_frame)
         see = ViewsInTurn(self.encoders, views_per_frame)
         return LocalizerStream(self, projection, TrackingConfig(**tracking), see)
+
+    def check_views_per_frame(self, views_per_frame: int) -> None:
+        """ValueError where there are not so many views."""
+        if not 0 <= views_per_frame <= len(self.layout):
+            raise ValueError(f"views_per_frame must be 0..{len(self.layout)}, got {views_per_frame}")
 
     def _localize(self, image, audio, sample_rate, projection, publish, recent: float | None,
                   see: Callable | None = None) -> Localization:
@@ -112,10 +122,10 @@ class Localizer:
         image = check_image(image, projection)
         samples = features.as_mono(audio, sample_rate)
         views, surface = self.cut(image, projection)
-        clusters = self.hear(samples, views, recent, see)
+        clusters = self.hear(samples, recent)
         if clusters is None:
             return Localization((), np.zeros(surface.azimuth.shape, np.float32), (), active=False)
-        clusters, visual = clusters
+        visual = (see or self.encoders.visual)(views).reshape(-1, self.encoders.dimensions)
         model = self.decision["source" if recent is None else "stream"]
         sources, heard = self._sources(clusters, visual, surface, publish, model)
         in_view = {id(sound) for sound in heard}
@@ -136,20 +146,8 @@ class Localizer:
         rows, columns = view.shape[0] // stride, view.shape[1] // stride
         return view[None], plane_surface(rows, columns, image.shape[0] / image.shape[1], self.fov_deg)
 
-    def hear(self, samples: np.ndarray, views: np.ndarray, recent: float | None, see: Callable | None = None):
-        """Clusters of the sound and the views' embeddings (P, D), or None when there is nothing above the floor.
-
-        Args:
-            samples, recent: as of `listen`. views: as from `cut`.
-            see: views to their embeddings; None is the encoder itself.
-        """
-        clusters = self.listen(samples, recent)
-        if clusters is None:
-            return None
-        return clusters, (see or self.encoders.visual)(views).reshape(-1, self.encoders.dimensions)
-
-    def listen(self, samples: np.ndarray, recent: float | None) -> list[Cluster] | None:
-        """Clusters of the sound, or None when there is nothing above the floor.
+    def hear(self, samples: np.ndarray, recent: float | None = None) -> list[Cluster] | None:
+        """What sounds, apart from where: clusters of the sound's embeddings; None with nothing above the floor.
 
         Args:
             samples: (n,) float32 at features.SAMPLE_RATE.
@@ -259,6 +257,30 @@ class LocalizerStream:
         unseen = self._heard.update(heard, time, self.config)
         return Localization(sources, joint, unseen, scene.active, time, ended + events)
 
+    def listen(self, audio, sample_rate, time: float) -> Localization:
+        """What is heard at `time` while there is no image: no source, all of it "not in view"; ends all tracks.
+
+        Raises ValueError on bad sound, as `process` does.
+        """
+        localizer = self._localizer
+        samples = features.as_mono(audio, sample_rate)
+        with blas.one_thread():
+            clusters = localizer.hear(samples, RECENT_SECONDS)
+        heard = tuple(found for sound in clusters or () for found in localizer._unseen(sound))
+        self._time = time
+        self._see.forget()
+        if clusters is None:
+            self._heard.end()
+        unseen = self._heard.update(heard, time, self.config)
+        return Localization((), np.zeros((1, 1), np.float32), unseen, clusters is not None, time, self._tracker.end())
+
+    def change_views(self, localizer: Localizer, views_per_frame: int) -> tuple[Event, ...]:
+        """Go on with the views of another localizer; ends all tracks and returns their offset events."""
+        self._localizer = localizer
+        self._see = ViewsInTurn(localizer.encoders, views_per_frame)
+        self._heard.end()
+        return self._tracker.end()
+
     def silence(self, time: float) -> tuple[Event, ...]:
         """Ends all tracks when a sensor is gone; returns their offset events."""
         self._time = time
@@ -270,6 +292,14 @@ class LocalizerStream:
         """Forgets all tracks, without events."""
         self.silence(0.0)
         self._time = None
+
+
+def check_views(fov_deg: float, view_size: int | None) -> None:
+    """ValueError where these are not what `Localizer` takes."""
+    if not 20.0 <= fov_deg <= 160.0:
+        raise ValueError(f"fov_deg must be 20..160 degrees, got {fov_deg}")
+    if view_size is not None and (view_size % 32 or not 64 <= view_size <= 1024):
+        raise ValueError(f"view_size must be a multiple of 32 from 64 to 1024 pixels, got {view_size}")
 
 
 def audible(power: np.ndarray) -> np.ndarray:

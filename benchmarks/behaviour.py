@@ -153,7 +153,7 @@ def hearing(generator: SceneGenerator, localizer: Localizer, scenes: int, label_
     rank = []
     for index in tqdm(range(scenes), desc="hearing", unit="scene"):
         scene = generator.scene(index, 1)
-        clusters = localizer.listen(scene.sound, None)
+        clusters = localizer.hear(scene.sound)
         order = np.argsort(-fusion.heard_concepts(clusters)).tolist() if clusters else []
         concept = localizer.labels.index(label_of[scene.sounding[0].concept])
         rank.append(order.index(concept) if concept in order else len(localizer.labels))

@@ -7,7 +7,7 @@ import pytest
 
 from avssl_ros import Localizer
 from avssl_ros.audio_input import read_audio
-from avssl_ros.geometry import angle_between
+from avssl_ros.geometry import ViewLayout, angle_between
 from avssl_ros.localizer import ViewsInTurn
 from avssl_ros.paths import demo_scene
 from avssl_ros.video_input import VideoFile
@@ -204,3 +204,38 @@ def test_views_in_turn_find_what_all_views_find_in_a_still_picture(localizer, de
 def test_more_views_in_turn_than_there_are_views_are_refused(localizer, count):
     with pytest.raises(ValueError, match="views_per_frame must be 0..4"):
         localizer.stream(views_per_frame=count)
+
+
+def test_an_offset_of_the_microphone_is_no_loudness_and_changes_no_answer(localizer, demo):
+    source = first_sounding(demo)
+    image, sound, rate = moment(demo, (source["from"] + source["to"]) / 2 + 0.4)
+    assert not localizer.localize(image, np.full(2 * RATE, 0.3, np.float32), RATE).active
+    plain, off_centre = localizer.localize(image, sound, rate), localizer.localize(image, sound + 0.2, rate)
+    assert off_centre.sources[0].label == plain.sources[0].label
+    assert off_centre.sources[0].confidence == pytest.approx(plain.sources[0].confidence, abs=0.02)
+
+
+def test_without_an_image_a_stream_says_what_is_heard_and_ends_what_was_seen(localizer, demo):
+    source = first_sounding(demo)
+    stream = localizer.stream()
+    seen, _ = run(stream, demo, source["from"] - 0.5, source["to"] - 0.2)
+    assert seen[-1].sources
+    times = source["to"] - 0.2 + np.arange(0.1, 0.6, 0.1)
+    alone = [stream.listen(*moment(demo, source["to"] - 0.2)[1:], time) for time in times]
+    assert [event.kind for event in alone[0].events] == ["offset"]
+    assert not any(scene.sources for scene in alone) and not any(scene.events for scene in alone[1:])
+    assert alone[-1].active and alone[-1].unseen
+    assert not stream.listen(np.zeros(2 * RATE, np.float32), RATE, times[-1] + 1).active
+
+
+def test_other_views_take_the_place_of_a_streams_views_and_end_its_tracks(localizer, demo):
+    source = first_sounding(demo)
+    stream = localizer.stream()
+    seen, _ = run(stream, demo, source["from"] - 0.5, source["to"] - 0.6)
+    assert seen[-1].sources
+    two = localizer.with_views(ViewLayout((0.0, 180.0)), view_size=128)
+    assert (len(two.layout), len(localizer.layout), two.encoders) == (2, 4, localizer.encoders)
+    assert [event.kind for event in stream.change_views(two, 1)] == ["offset"]
+    assert stream.process(*moment(demo, source["to"]), source["to"]).map.shape == (128, 256)
+    with pytest.raises(ValueError, match="multiple of 32"):
+        localizer.with_views(view_size=100)

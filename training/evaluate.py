@@ -143,7 +143,7 @@ class SoundOnly:
 
     def __call__(self, scene: Scene, count: int) -> list[Answer]:
         return [replace(disc(0.0, 0.0), label=self.localizer.labels[int(sound.concepts.argmax())])
-                for sound in self.localizer.listen(scene.sound, None) or ()]
+                for sound in self.localizer.hear(scene.sound) or ()]
 
 
 class Ours:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
@@ -39,6 +40,8 @@ class AudioTopic(AudioSource):
         self._node = node
         self._topic = node.resolve_topic_name("audio")
         self._type: str | None = None
+        self._reliability: ReliabilityPolicy | None = None
+        self._publishers = 0
         self._detail = "not started"
         self._last_arrival: float | None = None
         self._info = None
@@ -53,7 +56,8 @@ class AudioTopic(AudioSource):
 
     def start(self) -> None:
         self._detail = f"nobody publishes {self._topic}"
-        self._search = self._node.create_timer(SEARCH_SECONDS, self._look_for_publisher)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # a recording that stands still must not stop the search
+        self._search = self._node.create_timer(SEARCH_SECONDS, self._look_for_publisher, clock=steady)
         self._look_for_publisher()
 
     def stop(self) -> None:
@@ -68,26 +72,33 @@ class AudioTopic(AudioSource):
             state, detail = "absent", self._detail
         elif self._last_arrival is None:
             state, detail = "stale", f"{self._detail}: no sound has arrived yet"
-        elif time.monotonic() - self._last_arrival > STALE_SECONDS:
-            state, detail = "stale", f"{self._detail}: no sound for {time.monotonic() - self._last_arrival:.1f} s"
+        elif (age := time.monotonic() - self._last_arrival) > STALE_SECONDS:
+            is_gone = not self._publishers
+            state = "absent" if is_gone else "stale"
+            detail = f"{self._detail}: {'its publisher is gone' if is_gone else f'no sound for {age:.1f} s'}"
         else:
             state, detail = "ok", f"{self._detail} at {self.sample_rate} Hz"
         return AudioStatus(state, detail, 0, self.buffer.latest)
 
     def _look_for_publisher(self) -> None:
-        """Subscribe to the first type that can be read; change over where its publishers have gone."""
+        """Subscribe to the first type that can be read; anew where its publishers have gone or offer another QoS."""
         publishers = self._node.get_publishers_info_by_topic(self._topic)
-        types = [publisher.topic_type for publisher in publishers]
-        if self._type in types or not publishers:
+        self._publishers = len(publishers)
+        if not publishers:
             return
-        self._unsubscribe()
         readable = [publisher for publisher in publishers if publisher.topic_type in self._readers]
         if not readable:
-            self._refuse(f"{self._topic} has type {types[0]}, wanted one of {', '.join(self._readers)}")
+            self._unsubscribe()
+            self._refuse(f"{self._topic} has type {publishers[0].topic_type}, wanted one of {', '.join(self._readers)}")
             return
-        kind = readable[0].topic_type
+        types = [publisher.topic_type for publisher in readable]
+        kind = self._type if self._type in types else types[0]
+        reliability = _common_reliability([publisher for publisher in readable if publisher.topic_type == kind])
+        if (kind, reliability) == (self._type, self._reliability):
+            return
+        self._unsubscribe()
         try:
-            self._subscribe(kind, [publisher for publisher in readable if publisher.topic_type == kind])
+            self._subscribe(kind, reliability)
         except (ImportError, AttributeError) as error:
             self._refuse(f"{self._topic} has type {kind}, whose package is not installed here ({error})")
 
@@ -95,12 +106,8 @@ class AudioTopic(AudioSource):
         self._detail = detail
         self._node.get_logger().error(detail, throttle_duration_sec=WARN_SECONDS)
 
-    def _subscribe(self, kind: str, publishers: list) -> None:
-        """Reliable only where every publisher is: a reliable subscription gets nothing from a best effort one."""
-        reliable = all(publisher.qos_profile.reliability == ReliabilityPolicy.RELIABLE for publisher in publishers)
-        qos = QoSProfile(
-            depth=QUEUE, reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
-        )
+    def _subscribe(self, kind: str, reliability: ReliabilityPolicy) -> None:
+        qos = QoSProfile(depth=QUEUE, reliability=reliability)
         message_type = _message_type(kind)
         if kind in ("audio_common_msgs/msg/AudioData", "audio_common_msgs/msg/AudioDataStamped"):
             latched = QoSProfile(depth=1, durability=DurabilityPolicy.VOLATILE)
@@ -108,14 +115,14 @@ class AudioTopic(AudioSource):
             self._subscriptions.append(self._node.create_subscription(info_type, "audio_info", self._on_info, latched))
         callback = self._safely(self._readers[kind])
         self._subscriptions.append(self._node.create_subscription(message_type, "audio", callback, qos))
-        self._type = kind
+        self._type, self._reliability = kind, reliability
         self._detail = f"{self._topic} ({kind})"
 
     def _unsubscribe(self) -> None:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
-        self._type = None
+        self._type = self._reliability = None
 
     def _safely(self, read):
         """The reader as a callback that survives bad messages."""
@@ -161,6 +168,12 @@ class AudioTopic(AudioSource):
             self.buffer = AudioBuffer(rate)
         self.buffer.write(samples, capture_time)
         self._last_arrival = time.monotonic()
+
+
+def _common_reliability(publishers: list) -> ReliabilityPolicy:
+    """Reliable only where every publisher is: a reliable subscription gets nothing from a best effort one."""
+    reliable = all(publisher.qos_profile.reliability == ReliabilityPolicy.RELIABLE for publisher in publishers)
+    return ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
 
 
 def _message_type(name: str):

@@ -8,6 +8,9 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
+from avssl_ros.ros.health import Health
+from avssl_ros.states import ABSENT, OK, STALE, Sensor
+
 TOPICS = {"compressed": ("image/compressed", CompressedImage), "raw": ("image", Image)}
 RELIABILITIES = {"best_effort": ReliabilityPolicy.BEST_EFFORT, "reliable": ReliabilityPolicy.RELIABLE}
 
@@ -34,16 +37,25 @@ class Camera:
     def publishers(self) -> int:
         return self._node.count_publishers(self.topic)
 
+    def sensor(self, health: Health, timeout: float) -> Sensor:
+        """How the camera is doing; `timeout`: seconds without an image that can be read after which it is not ok."""
+        age = health.seconds_without_image()
+        if age is None or age > timeout:
+            return Sensor(STALE if self.publishers() else ABSENT, self.why_nothing(ever=age is not None))
+        if health.has_only_bad_images(timeout):
+            return Sensor(STALE, f"images on {self.topic} arrive, but none can be read; the log says why")
+        return Sensor(OK)
+
     def why_nothing(self, ever: bool) -> str:
         """What to do where no image arrives, or none any more (`ever`: some did)."""
-        if ever:
-            state = "silent" if self.publishers() else "gone"
-            return f"images on {self.topic} stopped: the camera is {state}"
-        if count := self.publishers():
-            offers = {info.qos_profile.reliability.name for info in self._node.get_publishers_info_by_topic(self.topic)}
+        publishers = self._node.get_publishers_info_by_topic(self.topic)
+        offers = {info.qos_profile.reliability.name.lower() for info in publishers}
+        if ever and not (self._reliability == "reliable" and offers == {"best_effort"}):
+            return f"images on {self.topic} stopped: the camera is {'silent' if publishers else 'gone'}"
+        if publishers:
             return (
-                f"{count} publisher(s) on {self.topic} but no image arrives. Reliability: wanted {self._reliability}, "
-                f"offered {', '.join(sorted(offers)).lower()}; try image_reliability:="
+                f"{len(publishers)} publisher(s) on {self.topic} but no image arrives. Reliability: wanted "
+                f"{self._reliability}, offered {', '.join(sorted(offers))}; try image_reliability:="
                 f"{'best_effort' if self._reliability == 'reliable' else 'reliable'}. Large raw images get lost with "
                 "best effort: publish compressed ones, or set FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA for both sides"
             )

@@ -10,19 +10,25 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from avssl_ros.audio_input import AudioStatus
+from avssl_ros.states import OK, STALE, Sensor, State
 
 RECENT_SECONDS = 10.0
-OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
-_SOUND_LEVELS = {"ok": OK, "stale": STALE, "absent": ERROR}
+MAX_CLOCK_GAP = 5.0  # seconds between the newest sound and the newest image that cannot be delay any more
+_LEVELS = {"ok": DiagnosticStatus.OK, "stale": DiagnosticStatus.STALE, "absent": DiagnosticStatus.ERROR}
 
 
 class Health:
-    """What happened so far. `latency` is capture to publish in seconds; the recent ones give p50 and p95."""
+    """What happened so far. `latency` is capture to publish in seconds; the recent ones give p50 and p95.
+
+    received = answered + bad_images + late_images + left_out + failures + what was dropped for a newer image.
+    """
 
     def __init__(self):
         self._lock = threading.Lock()
         self.received = self.answered = self.bad_images = self.bad_sound = self.failures = 0
-        self.last_arrival: float | None = None  # monotonic, as is the next
+        self.late_images = self.left_out = 0
+        self.last_arrival: float | None = None  # monotonic, as are the next
+        self._bad_since: float | None = None  # the first of the images that cannot be read and have no good one after
         self._last_bad_image = -float("inf")
         self._recent: deque[tuple[float, float]] = deque()  # (monotonic, latency)
 
@@ -33,12 +39,21 @@ class Health:
     def image_was_bad(self) -> None:
         self.bad_images += 1
         self._last_bad_image = time.monotonic()
+        self._bad_since = self._bad_since or self._last_bad_image
+
+    def image_was_good(self) -> None:
+        self._bad_since = None
 
     def sound_was_bad(self) -> None:
         self.bad_sound += 1
 
     def had_bad_image_lately(self) -> bool:
         return time.monotonic() - self._last_bad_image < RECENT_SECONDS
+
+    def has_only_bad_images(self, seconds: float) -> bool:
+        """Whether none could be read for so long, though some arrived."""
+        bad_since = self._bad_since
+        return bad_since is not None and time.monotonic() - bad_since > seconds
 
     def frame_answered(self, latency: float) -> None:
         now = time.monotonic()
@@ -62,47 +77,83 @@ class Health:
         return (len(recent) - 1) / max(1e-3, now - recent[0][0]), float(p50), float(p95)
 
 
-def camera_status(node: str, topic: str, health: Health, timeout: float, why_nothing: str) -> DiagnosticStatus:
-    """`why_nothing`: what to tell where no image arrives."""
+def microphone_sensor(status: AudioStatus, gap: float | None, complaint: str) -> Sensor:
+    """The microphone's state for those who wait for sources: sound that fits no image is of no use to them.
+
+    Args:
+        gap: seconds between the newest sound and the newest image where they are too far apart, else None.
+        complaint: what is wrong with sound that does come, '' for nothing.
+    """
+    if status.state != OK:
+        return Sensor(status.state, status.detail)
+    if gap is None:
+        return Sensor(OK, f"{status.detail}: {complaint}" if complaint else "")
+    if gap <= MAX_CLOCK_GAP:
+        return Sensor(STALE, f"{status.detail}: it comes {gap:.1f} s apart from its images; audio_latency evens it out")
+    return Sensor(
+        STALE,
+        f"sound and images are stamped {gap:.1f} s apart: are they of the same clock? "
+        "(a recording needs use_sim_time and its own sound; audio_latency evens out small differences)",
+    )
+
+
+def camera_status(node: str, topic: str, health: Health, sensor: Sensor, recoveries: int) -> DiagnosticStatus:
     age = health.seconds_without_image()
-    if age is None or age > timeout:
-        level, message = (ERROR if age is None else STALE), why_nothing
+    if sensor.state != OK:
+        level = DiagnosticStatus.ERROR if age is None else _LEVELS[sensor.state]
+        message = sensor.hint
     elif health.had_bad_image_lately():
-        level, message = WARN, "images arrive that cannot be read; see the log"
+        level, message = DiagnosticStatus.WARN, "images arrive that cannot be read; see the log"
     else:
-        level, message = OK, "images arrive"
+        level, message = DiagnosticStatus.OK, "images arrive"
     figures = {
+        "state": sensor.state,
         "received": health.received,
         "bad images": health.bad_images,
+        "recoveries": recoveries,
         "seconds since the last": "never" if age is None else f"{age:.2f}",
     }
     return _status(level, f"{node}: camera", message, topic, figures)
 
 
-def sound_status(node: str, status: AudioStatus, health: Health, clock_gap: float | None) -> DiagnosticStatus:
-    """`clock_gap`: seconds between the stamps of sound and images where they are of different clocks, else None."""
-    level, message = _SOUND_LEVELS[status.state], status.detail
-    if clock_gap is not None:
-        level = ERROR
-        message = (
-            f"sound and images are stamped {clock_gap:.1f} s apart: are they of the same clock? "
-            "(a recording needs use_sim_time and its own sound; audio_latency evens out small differences)"
-        )
-    figures = {"overflows": status.overflows, "restarts": status.restarts, "bad sound": health.bad_sound}
+def sound_status(
+    node: str, status: AudioStatus, sensor: Sensor, gap: float | None, health: Health, recoveries: int
+) -> DiagnosticStatus:
+    level, message = _LEVELS[sensor.state], sensor.hint or status.detail
+    if sensor.state == OK and sensor.hint:
+        level = DiagnosticStatus.WARN
+    elif gap is not None and gap > MAX_CLOCK_GAP and status.state == OK:
+        level = DiagnosticStatus.ERROR
+    figures = {
+        "state": sensor.state,
+        "overflows": status.overflows,
+        "restarts": status.restarts,
+        "bad sound": health.bad_sound,
+        "recoveries": recoveries,
+    }
     return _status(level, f"{node}: microphone", message, "", figures)
 
 
-def processing_status(node: str, health: Health, dropped: int) -> DiagnosticStatus:
+def processing_status(node: str, health: Health, dropped: int, state: State) -> DiagnosticStatus:
     rate, p50, p95 = health.recent()
-    level, message = (OK, f"{rate:.1f} images per second") if p50 is not None else (STALE, "nothing to process")
     if health.failures:
-        level, message = ERROR, f"{health.failures} images failed for a reason of the program's own; see the log"
+        level = DiagnosticStatus.ERROR
+        message = f"{health.failures} images failed for a reason of the program's own; see the log"
+    elif p50 is not None:
+        level, message = DiagnosticStatus.OK, f"{state.mode}: {rate:.1f} images per second"
+    else:
+        level, message = DiagnosticStatus.STALE, f"{state.mode}: nothing to process"
     figures = {
+        "mode": state.mode,
+        "since": f"{state.since:.3f}",
         "rate": f"{rate:.2f}",
         "latency p50": "none" if p50 is None else f"{p50:.4f}",
         "latency p95": "none" if p95 is None else f"{p95:.4f}",
+        "received": health.received,
         "answered": health.answered,
         "dropped": dropped,
+        "too late": health.late_images,
+        "left out for their sound": health.left_out,
         "failures": health.failures,
     }
     return _status(level, f"{node}: processing", message, "", figures)

@@ -10,43 +10,53 @@ Subscribes to `image/compressed` (or `image`, by the parameter image_transport) 
 - `~/direction` (geometry_msgs/PoseStamped): +x points at the strongest source; only while something sounds.
 - `~/events` (std_msgs/String): one JSON object per onset, change and offset.
 - `~/markers` (visualization_msgs/MarkerArray), `~/map` (sensor_msgs/Image, 32FC1): only while someone subscribes.
+- `~/state` (std_msgs/String, latched): camera, microphone and what follows, as one JSON object (states.py).
 - `/diagnostics` (diagnostic_msgs/DiagnosticArray), once per second.
 
-Parameters: parameters.py. Callbacks only keep the newest image and one worker thread does the rest, so the node never
-works on an image that is older than it must be. When images or sound stop, all sources end: their offsets are published
-and one last empty `~/sources`, stamped with the time at which that was noticed.
+Parameters: parameters.py. A managed node (rclpy.lifecycle) that, by the parameter autostart, configures and activates
+itself; docs/node.md says what it holds in each state. Callbacks only keep the newest image, and one worker thread does
+the rest (answers.py).
 """
 
 from __future__ import annotations
 
-import dataclasses
+if __name__ == "__main__":
+    from avssl_ros.ros import stopping
+
+    stopping.listen()  # here, because what is imported below takes seconds
+
 import sys
-import threading
-import time
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from std_msgs.msg import Header
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
-from avssl_ros.audio_input import AudioDeviceError, AudioSource, AudioStatus, FileAudio, Microphone
+from avssl_ros.audio_input import AudioDeviceError, AudioSource, FileAudio, Microphone
 from avssl_ros.geometry import ViewLayout
-from avssl_ros.localizer import Localizer, check_image
-from avssl_ros.ros import converters, health, parameters
+from avssl_ros.localizer import Localizer, check_views
+from avssl_ros.ros import parameters
+from avssl_ros.ros.answers import Answers
 from avssl_ros.ros.audio_topic import AudioTopic
 from avssl_ros.ros.camera import Camera
-from avssl_ros.ros.newest import Newest
+from avssl_ros.ros.health import Health
 from avssl_ros.ros.outputs import Outputs
-from avssl_ros.ros.runtime import Process, run
-from avssl_ros.scene import Localization
+from avssl_ros.ros.runtime import START_ERRORS, Process, explain, run
+from avssl_ros.ros.watch import Watch
+from avssl_ros.states import States
+from avssl_ros.tracking import TrackingConfig
 
-WAIT_SECONDS = 0.1  # how often the worker looks whether it should end
-MIN_SOUND_SECONDS = 0.25  # less than this says nothing: right after the start, or after a gap
-MAX_CLOCK_GAP = 5.0  # seconds between the newest sound and the newest image that cannot be delay any more
-JOIN_SECONDS = 1.2
-FLUSH_SECONDS = 0.5
-WARN_SECONDS = 5.0
-PATIENT_LOOKS = 3  # diagnoses, one a second, before a camera that is there but sends nothing is worth a warning
+FLUSH_SECONDS = 0.3
+
+
+def views_of(values: dict) -> dict:
+    """The views that the parameters ask for, as arguments of Localizer. Raises ValueError."""
+    layout = ViewLayout(tuple(values["view_azimuths_deg"]), values["view_elevation_deg"], values["view_fov_deg"],
+                        values["view_vertical_fov_deg"])  # fmt: skip
+    views = {"layout": layout, "fov_deg": values["fov_deg"], "view_size": values["view_size"] or None}
+    check_views(views["fov_deg"], views["view_size"])
+    if values["views_per_frame"] > len(layout):
+        raise ValueError(f"views_per_frame must be 0..{len(layout)}, got {values['views_per_frame']}")
+    return views
 
 
 def make_localizer(values: dict) -> Localizer:
@@ -55,10 +65,7 @@ def make_localizer(values: dict) -> Localizer:
         models=values["models"] or None,
         providers=None if values["providers"] == ["auto"] else values["providers"],
         threads=values["threads"] or None,
-        layout=ViewLayout(tuple(values["view_azimuths_deg"]), values["view_elevation_deg"], values["view_fov_deg"],
-                          values["view_vertical_fov_deg"]),
-        fov_deg=values["fov_deg"],
-        view_size=values["view_size"] or None,
+        **views_of(values),
     )
 
 
@@ -68,211 +75,172 @@ def warm_up(localizer: Localizer, projection: str) -> None:
     localizer.localize(np.zeros((640, 1280, 3), np.uint8), noise, localizer.sample_rate, projection)
 
 
-class LocalizerNode(Process):
+class LocalizerNode(LifecycleNode, Process):
     """See the top of this file."""
 
     def __init__(self):
         super().__init__("localizer")
         parameters.declare(self, parameters.LOCALIZER)
         self._values = parameters.values(self, parameters.LOCALIZER)
-        self._localizer = make_localizer(self._values)
-        tracking = {name: self._values[name] for name in parameters.TRACKING}
-        warm_up(self._localizer, self._values["projection"])
-        self._stream = self._localizer.stream(
-            self._values["projection"], self._values["views_per_frame"], **tracking
-        )
+        TrackingConfig(**self._tracking(self._values))
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
+        self._failure: Exception | None = None  # of the last transition
+        # Held from configuration to clean-up, and from activation to deactivation.
+        self._localizer = self._outputs = self._health = self._states = self._answers = None
+        self._sound = self._camera = self._watch = None
+        self._checked_sound: AudioSource | None = None  # between the check of parameters and their application
 
-        self._health = health.Health()
-        self._outputs = Outputs(self)
-        self._sound_error = ""
-        self._sound = self._open_sound(self._values["audio_source"])
-        self._clock_gap: float | None = None
-        self._last_header: Header | None = None  # of the last answer while it stands, None once sources have ended
-        self._last_captured = 0.0  # capture time of the last answer
-        self._last_answer = self._next_start = 0.0  # monotonic
-        self._map = np.zeros((1, 1), np.float32)  # the last one, for its size
+    def begin(self) -> None:
+        """Configure and activate, unless someone else is to do that."""
+        if not self._values["autostart"]:
+            self.get_logger().info("unconfigured: waiting to be configured and activated (autostart is false)")
+            return
+        for transition in (self.trigger_configure, self.trigger_activate):
+            if transition() != TransitionCallbackReturn.SUCCESS:
+                raise self._failure or RuntimeError("the node could not be configured and activated")
 
-        self._silent_looks = 0
-        self._frames: Newest = Newest()
-        self._camera = Camera(self, self._values["image_transport"], self._values["image_reliability"], self._on_image)
-        self.create_timer(1.0, self._diagnose)
-        self._stopping = threading.Event()
-        self._worker = threading.Thread(target=self._work, name="localizer", daemon=True)
-        self._worker.start()
+    def close(self) -> None:
+        """End the worker and all sources, and say so; whatever state the node is in."""
+        self._deactivate("the node has ended")
+        self._clean_up()
+
+    # ---- lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._attempt(self._configure, self._clean_up)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._attempt(self._activate, self._deactivate)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._attempt(self._deactivate, self._deactivate)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._attempt(self._clean_up, self._clean_up)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._attempt(self.close, self.close)
+
+    def _attempt(self, step, undo) -> TransitionCallbackReturn:
+        """Where a transition fails, the node goes back to where it was and says why."""
+        try:
+            step()
+        except Exception as error:
+            is_known = isinstance(error, START_ERRORS)
+            self._failure = error if is_known else RuntimeError(f"{type(error).__name__}: {error}")
+            self.get_logger().error(explain(self._failure))
+            undo()
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        values = self._values
+        self._localizer = make_localizer(values)
+        warm_up(self._localizer, values["projection"])
+        stream = self._localizer.stream(values["projection"], values["views_per_frame"], **self._tracking(values))
+        self._health, self._states, self._outputs = Health(), States(), Outputs(self)
+        self._answers = Answers(self, self._localizer, stream, self._outputs, self._health)
+        self._answers.values = values
+
+    def _activate(self) -> None:
+        values = self._values
+        sound_error = ""
+        try:
+            self._change_sound(self._make_sound(values))
+        except AudioDeviceError as error:  # the node lives on, and its state and diagnostics say why
+            sound_error = str(error)
+            self.get_logger().error(sound_error)
+        self._camera = Camera(self, values["image_transport"], values["image_reliability"], self._on_image)
+        self._watch = Watch(self, self._camera, self._answers, self._outputs, self._health, self._states)
+        self._watch.sound_error = sound_error
+        self._answers.start()
         self.get_logger().info(
-            f"ready: images from {self._camera.topic}, sound from {self._values['audio_source']}, "
+            f"ready: images from {self._camera.topic}, sound from {values['audio_source']}, "
             f"{', '.join(self._localizer.providers)}"
         )
 
-    def close(self) -> None:
-        """End the worker and all sources, and say so."""
-        self._stopping.set()
-        self._worker.join(JOIN_SECONDS)
-        if not self._worker.is_alive():
-            self._safely(self._end_sources)
+    def _deactivate(self, why: str = "the node is not active: activate it") -> None:
+        if self._camera is not None:
+            self._camera.close()
+            self._camera = None
+        if self._answers is not None:
+            self._answers.stop()
+        if self._watch is not None:
+            self._watch.close(why)
+            self._watch = None
             self._outputs.flush(FLUSH_SECONDS)
-        if self._sound is not None:
-            self._sound.stop()
+        self._change_sound(None)
+
+    def _clean_up(self) -> None:
+        if self._outputs is not None:
+            self._outputs.close()
+        self._localizer = self._outputs = self._health = self._states = self._answers = None
 
     # ---- parameters
 
+    def _tracking(self, values: dict) -> dict:
+        return {name: values[name] for name in parameters.TRACKING}
+
     def _check_parameters(self, changed) -> SetParametersResult:
-        """Refuse thresholds that contradict each other."""
+        """Refuse, all together, values that contradict each other or cannot be had."""
+        wanted = {**self._values, **{parameter.name: parameter.value for parameter in changed}}
+        self._checked_sound = None
         try:
-            dataclasses.replace(self._stream.config, **_tracking_of(changed))
-        except ValueError as error:
+            TrackingConfig(**self._tracking(wanted))
+            views_of(wanted)
+            if self._answers is not None and self._has_other_sound(wanted):
+                self._checked_sound = self._make_sound(wanted)
+        except (AudioDeviceError, OSError, TypeError, ValueError) as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
     def _apply_parameters(self, changed) -> None:
-        if tracking := _tracking_of(changed):
-            self._stream.configure(**tracking)
-        self._values = {**self._values, **{p.name: p.value for p in changed if p.name in self._values}}
+        before, given = self._values, {p.name: p.value for p in changed}
+        self._values = {**before, **{name: value for name, value in given.items() if name in before}}
+        if self._answers is None:
+            return
+        self._answers.values = self._values
+        if given.keys() & set(parameters.TRACKING):
+            self._answers.configure(**self._tracking(self._values))
+        if given.keys() & set(parameters.VIEWS):
+            self._localizer = self._localizer.with_views(**views_of(self._values))
+            self._answers.change_views(self._localizer)
+        if self._watch is not None and self._checked_sound is not None:
+            self._watch.sound_error = ""
+            self._change_sound(self._checked_sound)
+        self._checked_sound = None
 
     # ---- sensors
 
-    def _open_sound(self, wanted: str) -> AudioSource | None:
-        """The started source, or None where this machine cannot have one: the node lives on and diagnostics say why."""
-        try:
-            if wanted == "topic":
-                source = AudioTopic(self, self._health.sound_was_bad)
-            elif wanted == "microphone":
-                source = Microphone(self._values["microphone"] or None, clock=self._now)
-            else:
-                source = FileAudio(wanted, loop=True, clock=self._now)
-        except AudioDeviceError as error:
-            self._sound_error = str(error)
-            self.get_logger().error(self._sound_error)
-            return None
-        source.start()
-        return source
+    def _has_other_sound(self, wanted: dict) -> bool:
+        names = ("audio_source", "microphone") if wanted["audio_source"] == "microphone" else ("audio_source",)
+        return any(wanted[name] != self._values[name] for name in names)
+
+    def _make_sound(self, values: dict) -> AudioSource:
+        """The source of sound, not started. Raises AudioDeviceError, FileNotFoundError, ValueError."""
+        wanted = values["audio_source"]
+        if wanted == "topic":
+            return AudioTopic(self, self._health.sound_was_bad)
+        if wanted == "microphone":
+            return Microphone(values["microphone"] or None, clock=self._now, wait=False)
+        return FileAudio(wanted, loop=True, clock=self._now)
+
+    def _change_sound(self, source: AudioSource | None) -> None:
+        if self._sound is not None:
+            self._sound.stop()
+        self._sound = source
+        if source is not None:
+            source.start()
+        if self._answers is not None:
+            self._answers.sound = source
 
     def _now(self) -> float:
         return self.get_clock().now().nanoseconds * 1e-9
 
     def _on_image(self, message) -> None:
         self._health.image_arrived()
-        self._frames.put(message)
-
-    # ---- the worker
-
-    def _work(self) -> None:
-        while not self._stopping.is_set():
-            message = self._frames.take(WAIT_SECONDS, not_before=self._next_start)
-            if message is not None:
-                rate = self._values["rate"]
-                self._next_start = time.monotonic() + (1.0 / rate if rate > 0 else 0.0)
-                self._safely(self._answer, message)
-            if time.monotonic() - self._last_answer > self._patience():
-                self._safely(self._end_sources)
-
-    def _patience(self) -> float:
-        """Seconds without an answer after which the last one no longer holds; never less than the images' own pace."""
-        rate = self._values["rate"]
-        return max(self._values["sensor_timeout"], 1.5 / rate if rate > 0 else 0.0)
-
-    def _safely(self, step, *arguments) -> None:
-        """Whatever one image brings about, the node must live on and say so."""
-        try:
-            step(*arguments)
-        except Exception as error:
-            self._health.failures += 1
-            self.get_logger().error(
-                f"an image failed: {type(error).__name__}: {error}", throttle_duration_sec=WARN_SECONDS
-            )
-
-    def _answer(self, message) -> None:
-        try:
-            projection = self._values["projection"]
-            image = converters.message_to_rgb(message, self._localizer.useful_width(projection))
-            image = check_image(image, projection)
-        except ValueError as error:
-            self._health.image_was_bad()
-            self.get_logger().warning(f"image left out: {error}", throttle_duration_sec=WARN_SECONDS)
-            return
-        captured = converters.stamp_to_seconds(message.header.stamp)
-        if captured == 0:
-            self.get_logger().warning(
-                f"images on {self._camera.topic} have no stamp: the time of arrival is taken to find their sound",
-                throttle_duration_sec=10 * WARN_SECONDS,
-            )
-            captured = self._now()
-        sound = self._sound_until(captured + self._values["audio_latency"])
-        if sound is None:
-            scene = self._nothing(captured)
-        else:
-            try:
-                scene = self._stream.process(image, *sound, captured)
-            except ValueError as error:
-                self._health.sound_was_bad()
-                self.get_logger().warning(f"sound left out, and its image: {error}", throttle_duration_sec=WARN_SECONDS)
-                return
-        self._map = scene.map
-        self._last_captured = captured
-        self._publish(scene, self._header_of(message.header))
-
-    def _sound_until(self, until: float) -> tuple[np.ndarray, int] | None:
-        """Samples and rate of the window that ends at `until` (capture time), or None where there is no sound."""
-        if self._sound is None:
-            return None
-        buffer = self._sound.buffer  # once: it is replaced when the rate changes
-        if (latest := buffer.latest) is None:
-            return None
-        gap = abs(latest - until)
-        self._clock_gap = gap if gap > MAX_CLOCK_GAP and self._sound.status().state == "ok" else None
-        if until - latest > self._values["sensor_timeout"]:
-            return None
-        samples = buffer.read(until, self._localizer.window_seconds)
-        return (samples, buffer.sample_rate) if samples.size >= MIN_SOUND_SECONDS * buffer.sample_rate else None
-
-    def _nothing(self, captured: float) -> Localization:
-        """The scene of an image without sound; ends what sounded before."""
-        return Localization((), np.zeros_like(self._map), (), False, captured, self._stream.silence(captured))
-
-    def _header_of(self, header: Header) -> Header:
-        return Header(stamp=header.stamp, frame_id=self._values["frame_id"] or header.frame_id)
-
-    def _publish(self, scene: Localization, header: Header) -> None:
-        self._outputs.publish(scene, header)
-        self._health.frame_answered(self._now() - converters.stamp_to_seconds(header.stamp))
-        self._last_header, self._last_answer = header, time.monotonic()
-
-    def _end_sources(self) -> None:
-        """The last answer no longer holds: end all sources, once. The capture clock went on since, as time did."""
-        last, self._last_header = self._last_header, None
-        if last is None:
-            return
-        ended = self._last_captured + time.monotonic() - self._last_answer
-        header = Header(stamp=converters.seconds_to_stamp(ended), frame_id=last.frame_id)
-        self._outputs.publish(self._nothing(ended), header)
-
-    # ---- diagnostics
-
-    def _diagnose(self) -> None:
-        timeout = self._values["sensor_timeout"]
-        age = self._health.seconds_without_image()
-        why_nothing = self._camera.why_nothing(ever=age is not None)
-        is_silent = (age is None or age > timeout) and self._camera.publishers()
-        self._silent_looks = self._silent_looks + 1 if is_silent else 0
-        if self._silent_looks >= PATIENT_LOOKS:
-            self.get_logger().warning(why_nothing, throttle_duration_sec=10 * WARN_SECONDS)
-        name = self.get_name()
-        status = self._sound.status() if self._sound is not None else AudioStatus("absent", self._sound_error, 0, None)
-        message = DiagnosticArray(
-            status=[
-                health.camera_status(name, self._camera.topic, self._health, timeout, why_nothing),
-                health.sound_status(name, status, self._health, self._clock_gap),
-                health.processing_status(name, self._health, self._frames.dropped),
-            ]
-        )
-        message.header.stamp = self.get_clock().now().to_msg()
-        self._outputs.publish_diagnostics(message)
-
-
-def _tracking_of(changed) -> dict:
-    return {parameter.name: parameter.value for parameter in changed if parameter.name in parameters.TRACKING}
+        self._answers.put(message)
 
 
 def main(args: list[str] | None = None) -> int:

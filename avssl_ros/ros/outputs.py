@@ -8,21 +8,27 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from rclpy.duration import Duration
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header, String
 from visualization_msgs.msg import MarkerArray
 
 from avssl_ros.ros import converters
 from avssl_ros.scene import Event, Localization
+from avssl_ros.states import State
 
 DEPTH = 5
 EVENT_DEPTH = 100  # events are rare and none may be lost; everything else is replaced by the next frame
 
 
 class Outputs:
-    """The publishers of one localizer node; used by one thread at a time."""
+    """The publishers of one localizer node, between its configuration and `close`.
+
+    Used by one thread at a time, except that diagnostics and state may come from another.
+    """
 
     def __init__(self, node: Node):
+        self._node = node
         self._sources = node.create_publisher(PointCloud2, "~/sources", DEPTH)
         self._scene = node.create_publisher(String, "~/scene", DEPTH)
         self._direction = node.create_publisher(PoseStamped, "~/direction", DEPTH)
@@ -30,6 +36,8 @@ class Outputs:
         self._markers = node.create_publisher(MarkerArray, "~/markers", DEPTH)
         self._map = node.create_publisher(Image, "~/map", DEPTH)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", DEPTH)
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._state = node.create_publisher(String, "~/state", latched)
         self._shown: set[int] = set()  # ids that markers were sent for
 
     def publish(self, scene: Localization, header: Header) -> None:
@@ -43,6 +51,11 @@ class Outputs:
         if self._map.get_subscription_count():
             self._map.publish(converters.map_to_image(scene.map, header))
 
+    def publish_heard(self, scene: Localization, header: Header) -> None:
+        """What is heard while there is no image: that is no result of an image, so only in words."""
+        self.publish_events(scene.events)
+        self._scene.publish(converters.scene_to_string(scene, header))
+
     def publish_events(self, events: tuple[Event, ...]) -> None:
         for event in events:
             self._events.publish(converters.event_to_string(event))
@@ -50,11 +63,19 @@ class Outputs:
     def flush(self, seconds: float) -> None:
         """Wait until subscribers have what was published, at most `seconds`: a message dies with its publisher."""
         until = time.monotonic() + seconds
-        for publisher in (self._sources, self._events, self._markers, self._scene):
+        for publisher in (self._state, self._sources, self._events, self._markers, self._scene):
             publisher.wait_for_all_acked(Duration(seconds=max(0.0, until - time.monotonic())))
 
     def publish_diagnostics(self, message: DiagnosticArray) -> None:
         self._diagnostics.publish(message)
+
+    def publish_state(self, state: State) -> None:
+        self._state.publish(String(data=state.to_json()))
+
+    def close(self) -> None:
+        for publisher in (self._sources, self._scene, self._direction, self._events, self._markers, self._map,
+                          self._diagnostics, self._state):  # fmt: skip
+            self._node.destroy_publisher(publisher)
 
     def _publish_markers(self, scene: Localization, header: Header) -> None:
         if not self._markers.get_subscription_count():

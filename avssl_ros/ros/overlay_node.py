@@ -8,6 +8,11 @@ to nothing, so that neither it nor the localizer works for it. Parameters: param
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from avssl_ros.ros import stopping
+
+    stopping.listen()  # here, because what is imported below takes seconds
+
 import sys
 from collections import OrderedDict
 

@@ -81,11 +81,15 @@ PROJECTION = Parameter(
     choices=("equirectangular", "perspective"),
     read_only=True,
 )
-FOV = Parameter(
-    "fov_deg", 90.0, "Width of an ordinary image in degrees; perspective only.", range=(20.0, 160.0), read_only=True
-)
+FOV = Parameter("fov_deg", 90.0, "Width of an ordinary image in degrees; perspective only.", range=(20.0, 160.0))
 
 LOCALIZER = (
+    Parameter(
+        "autostart",
+        True,
+        "Configure and activate by itself; false leaves both to whoever manages the node's lifecycle.",
+        read_only=True,
+    ),
     Parameter("models", "", "Folder of the models; '' takes the shipped ones.", read_only=True),
     Parameter(
         "providers",
@@ -98,9 +102,8 @@ LOCALIZER = (
         "audio_source",
         "microphone",
         "'microphone', 'topic' (what is published on `audio`), or the path of a sound or video file, played in a loop.",
-        read_only=True,
     ),
-    Parameter("microphone", "", "Name, or part of it, as `avssl devices` lists it; '' is the default.", read_only=True),
+    Parameter("microphone", "", "Name, or part of it, as `avssl devices` lists it; '' is the default."),
     Parameter(
         "audio_latency",
         0.0,
@@ -120,17 +123,15 @@ LOCALIZER = (
         [0.0, 90.0, 180.0, 270.0],
         "Azimuths of the views cut from the sphere, counter-clockwise, 0 forward.",
         range=(-360.0, 360.0),
-        read_only=True,
     ),
-    Parameter("view_elevation_deg", 0.0, "Elevation of the views.", range=(-90.0, 90.0), read_only=True),
-    Parameter("view_fov_deg", 100.0, "Width of the views.", range=(30.0, 150.0), read_only=True),
-    Parameter("view_vertical_fov_deg", 86.0, "Height of the views.", range=(30.0, 150.0), read_only=True),
+    Parameter("view_elevation_deg", 0.0, "Elevation of the views.", range=(-90.0, 90.0)),
+    Parameter("view_fov_deg", 100.0, "Width of the views.", range=(30.0, 150.0)),
+    Parameter("view_vertical_fov_deg", 86.0, "Height of the views.", range=(30.0, 150.0)),
     Parameter(
         "view_size",
         0,
         "Width of a view in pixels, a multiple of 32; 0 takes the model's. Smaller views cost less time and show less.",
         range=(0, 1024),
-        read_only=True,
     ),
     Parameter(
         "views_per_frame",
@@ -138,7 +139,6 @@ LOCALIZER = (
         "How many views are looked at anew in each image, in turn; 0 is all. With 1, an image costs a third, and what "
         "moves is seen some images late.",
         range=(0, 36),
-        read_only=True,
     ),
     Parameter(
         "rate",
@@ -183,6 +183,10 @@ LOCALIZER = (
         range=(1.0, 180.0),
     ),
 )
+VIEWS = (
+    "fov_deg", "view_azimuths_deg", "view_elevation_deg", "view_fov_deg", "view_vertical_fov_deg", "view_size",
+    "views_per_frame",
+)  # fmt: skip
 TRACKING = ("onset_confidence", "offset_confidence", "min_on_seconds", "min_off_seconds", "max_step_deg")
 
 OVERLAY = (

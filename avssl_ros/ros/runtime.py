@@ -1,15 +1,12 @@
-"""What every node's process shares: start with clear errors, spin, end cleanly on SIGINT and SIGTERM.
+"""What every node's process shares: start with clear errors, spin, end cleanly on SIGINT and SIGTERM (stopping.py).
 
-rclpy's own signal handlers close DDS at once, and nothing could be published any more. Ours only ask the loop to end,
-so that a node can still say that its sources are gone. The single-threaded executor is used on purpose: in rclpy 9.1
-the events executor receives nothing and the multi-threaded one has open faults (rclpy#1223, #1452).
+The single-threaded executor is used on purpose: in rclpy 9.1 the events executor receives nothing and the
+multi-threaded one has open faults (rclpy#1223, #1452).
 """
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Callable
 
 import rclpy
@@ -18,43 +15,61 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from avssl_ros.ros import stopping
+
 SPIN_SECONDS = 0.1  # Python sees a signal only between two waits, so this is how late it may be noticed
 START_ERRORS = (OSError, RuntimeError, ValueError, ParameterException)
 
 
 class Process(Node):
-    """A node that may end by itself (`finished`) and has something to do at the end (`close`)."""
+    """A node that may end by itself (`finished`) and has something to do at the beginning and at the end."""
 
     finished = False
 
+    def begin(self) -> None:
+        """Called once before the node spins. Raises one of START_ERRORS where it cannot start; a signal breaks off."""
+
     def close(self) -> None:
-        """Called once before the node is destroyed, while it can still publish."""
+        """Called once before the node is destroyed, while it can still publish; also after `begin` was broken off."""
 
 
 def run(make_node: Callable[[], Process], args: list[str] | None = None) -> int:
     """Spin the node until it finishes or a signal comes; returns the exit status: 0, or 1 where it could not start."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stopping.listen()
+    stopping.hold()  # what DDS puts into shared memory must be taken away again
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    node = None
     try:
         node = make_node()
-    except START_ERRORS as error:
-        print(f"cannot start: {_explain(error)}", file=sys.stderr)
-        rclpy.shutdown()
+        with stopping.at_once():
+            node.begin()
+    except Exception as error:
+        if stopping.wanted.is_set():  # it comes of the signal that broke the start off
+            return 0
+        if not isinstance(error, START_ERRORS):
+            raise
+        print(f"cannot start: {explain(error)}", file=sys.stderr)
         return 1
+    else:
+        _spin(node)
+        return 0
+    finally:
+        if node is not None:
+            node.close()
+            node.destroy_node()
+        rclpy.shutdown()
+
+
+def _spin(node: Process) -> None:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    while not stop.is_set() and not node.finished:
+    while not stopping.wanted.is_set() and not node.finished:
         executor.spin_once(timeout_sec=SPIN_SECONDS)
-    node.close()
     executor.remove_node(node)
-    node.destroy_node()
-    rclpy.shutdown()
-    return 0
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
+    """The error's text, with a hint where ROS's own gives none."""
     hint = ""
     if isinstance(error, InvalidParameterTypeException):
         hint = " (a double needs a decimal point: 10.0)"

@@ -12,6 +12,11 @@ Without `loop` the node ends with status 0 after the last picture. Parameters: p
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from avssl_ros.ros import stopping
+
+    stopping.listen()  # here, because what is imported below takes seconds
+
 import heapq
 import sys
 import threading

@@ -6,6 +6,11 @@ good the shipped model is. Tests with the shipped model stand beside it (test_ro
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from avssl_ros.ros import stopping
+
+    stopping.listen()
+
 import dataclasses
 import sys
 
@@ -13,7 +18,7 @@ import numpy as np
 
 from avssl_ros.geometry import pixel_to_direction
 from avssl_ros.ros import localizer_node
-from avssl_ros.scene import Event, Localization, Source
+from avssl_ros.scene import Event, Localization, Source, Unseen
 from avssl_ros.tracking import TrackingConfig
 
 LOUD = 0.05  # root mean square
@@ -48,6 +53,14 @@ class LoudnessStream:
         events = (Event("onset", time, self._current),) if is_new else ()
         return Localization((self._current,), map_, (), True, time, events)
 
+    def listen(self, audio: np.ndarray, sample_rate: int, time: float) -> Localization:
+        loudness = float(np.sqrt(np.mean(audio[-sample_rate // 5 :] ** 2)))
+        heard = (Unseen("lamp", 7, min(1.0, 10 * loudness), np.zeros(1)),) if loudness > LOUD else ()
+        return Localization((), np.zeros((1, 1), np.float32), heard, bool(heard), time, self.silence(time))
+
+    def change_views(self, localizer, views_per_frame: int) -> tuple[Event, ...]:
+        return self.silence(0.0)
+
     def silence(self, time: float) -> tuple[Event, ...]:
         ended, self._current = self._current, None
         return () if ended is None else (Event("offset", time, ended),)
@@ -60,6 +73,9 @@ class LoudnessLocalizer:
 
     def __init__(self, models=None, providers=None, threads=None, layout=None, fov_deg=90.0, view_size=None):
         self.layout = layout
+
+    def with_views(self, layout=None, fov_deg=90.0, view_size=None) -> LoudnessLocalizer:
+        return LoudnessLocalizer(layout=layout)
 
     def useful_width(self, projection: str) -> int:
         return 4096

@@ -9,15 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import count
 from pathlib import Path
 
 import cv2
 import numpy as np
 import rclpy
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, PointCloud2
 from std_msgs.msg import Header
 
@@ -73,8 +74,10 @@ def terminate(process: subprocess.Popen, number: int = signal.SIGTERM) -> tuple[
 class Peer:
     """A user's program: a node of its own, spinning in a thread."""
 
+    _numbers = count()
+
     def __init__(self):
-        self.node = rclpy.create_node(f"peer_{os.getpid()}")
+        self.node = rclpy.create_node(f"peer_{os.getpid()}_{next(self._numbers)}")
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._stopping = threading.Event()
@@ -91,20 +94,32 @@ class Peer:
         self._executor.shutdown()
         self.node.destroy_node()
 
-    def collect(self, message_type, topic: str) -> list:
+    def collect(self, message_type, topic: str, qos: QoSProfile | int = 100) -> list:
         """A list that fills with what arrives."""
         messages: list = []
-        self.node.create_subscription(message_type, topic, messages.append, 100)
+        self.node.create_subscription(message_type, topic, messages.append, qos)
         return messages
+
+    def call(self, service_type, name: str, request, seconds: float = 30.0):
+        """The response of a service."""
+        client = self.node.create_client(service_type, name)
+        try:
+            assert client.wait_for_service(seconds), f"nobody offers {name}"
+            answer = client.call_async(request)
+            wait_until(answer.done, seconds, f"the answer of {name}")
+            return answer.result()
+        finally:
+            self.node.destroy_client(client)
 
     def set_parameter(self, node: str, name: str, value):
         """The node's SetParametersResult."""
-        client = self.node.create_client(SetParameters, f"/{node}/set_parameters")
-        assert client.wait_for_service(10.0)
-        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
-        answer = client.call_async(request)
-        wait_until(answer.done, 10.0, "the answer to a parameter request")
-        return answer.result().results[0]
+        return self.set_parameters(node, **{name: value})
+
+    def set_parameters(self, node: str, **values):
+        """The node's SetParametersResult for all of them together."""
+        parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        request = SetParametersAtomically.Request(parameters=parameters)
+        return self.call(SetParametersAtomically, f"/{node}/set_parameters_atomically", request).result
 
 
 def wait_until(condition, seconds: float, what) -> None:
@@ -120,15 +135,27 @@ class Feed:
 
     BLOCK = 0.05
 
-    def __init__(self, peer: Peer, rate: float = 10.0, size: tuple[int, int] = (512, 256), azimuth_deg: float = 90.0):
+    def __init__(
+        self,
+        peer: Peer,
+        rate: float = 10.0,
+        size: tuple[int, int] = (512, 256),
+        azimuth_deg: float = 90.0,
+        sound_reliability: ReliabilityPolicy = ReliabilityPolicy.RELIABLE,
+    ):
         self._peer = peer
+        sound_qos = QoSProfile(depth=100, reliability=sound_reliability)
         self.images = peer.node.create_publisher(CompressedImage, "image/compressed", QoSProfile(depth=5))
-        self.sound = peer.node.create_publisher(PointCloud2, "audio", QoSProfile(depth=100))
+        self.sound = peer.node.create_publisher(PointCloud2, "audio", sound_qos)
         self.camera_on = self.microphone_on = True
         self.loudness = 0.2
-        self.sound_clock_offset = 0.0  # seconds by which the microphone's clock is wrong
+        self.sample_rate = 16000
+        self.distort = lambda samples: samples  # what a defective microphone makes of them
+        self.clock_offset = 0.0  # seconds by which both clocks are wrong
+        self.sound_clock_offset = 0.0  # and that of the microphone alone
+        self.frame_id = "camera"
         self.stamps: list[tuple[int, int]] = []
-        self._jpeg = jpeg_with_spot(size, azimuth_deg)
+        self.jpeg = jpeg_with_spot(size, azimuth_deg)
         self._rate = rate
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._film, self._record)]
@@ -144,24 +171,25 @@ class Feed:
             thread.join()
 
     def header(self) -> Header:
-        return Header(stamp=self._peer.node.get_clock().now().to_msg(), frame_id="camera")
+        stamp = converters.seconds_to_stamp(time.time() + self.clock_offset)
+        return Header(stamp=stamp, frame_id=self.frame_id)
 
     def _film(self) -> None:
         while not self._stopping.wait(1 / self._rate):
             if self.camera_on:
                 header = self.header()
                 self.stamps.append((header.stamp.sec, header.stamp.nanosec))
-                self.images.publish(CompressedImage(header=header, format="jpeg", data=self._jpeg))
+                self.images.publish(CompressedImage(header=header, format="jpeg", data=self.jpeg))
 
-    def _record(self, sample_rate: int = 16000) -> None:
+    def _record(self) -> None:
         noise = np.random.default_rng(0)
         last = time.time()
         while not self._stopping.wait(self.BLOCK):
-            first, last = last, time.time()
-            samples = self.loudness * noise.standard_normal(round((last - first) * sample_rate)).astype(np.float32)
+            first, last, rate = last, time.time(), self.sample_rate
+            samples = self.loudness * noise.standard_normal(round((last - first) * rate)).astype(np.float32)
             if self.microphone_on:
-                header = Header(stamp=converters.seconds_to_stamp(first + self.sound_clock_offset))
-                self.sound.publish(converters.sound_to_cloud(samples, sample_rate, header))
+                header = Header(stamp=converters.seconds_to_stamp(first + self.clock_offset + self.sound_clock_offset))
+                self.sound.publish(converters.sound_to_cloud(self.distort(samples), rate, header))
 
 
 def jpeg_with_spot(size: tuple[int, int], azimuth_deg: float) -> bytes:

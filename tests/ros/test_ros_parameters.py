@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,10 @@ def test_a_refusal_names_what_is_allowed(name, value, said):
 def test_all_thresholds_of_tracking_are_parameters():
     assert set(parameters.TRACKING) == {field.name for field in dataclasses.fields(TrackingConfig)}
     assert set(parameters.TRACKING) <= {parameter.name for parameter in parameters.LOCALIZER}
+
+
+def test_the_readme_holds_the_table():
+    assert parameters.markdown() in (Path(__file__).resolve().parents[2] / "README.md").read_text()
 
 
 def test_the_table_is_printed_as_markdown():

@@ -107,7 +107,7 @@ def test_in_an_ordinary_picture_the_answer_is_right_where_it_is_on_what_sounds(c
 
 def test_hearing_counts_the_rank_of_the_true_name():
     def heard(*concepts):
-        return SimpleNamespace(labels=tuple("abcdefg"), listen=lambda sound, recent: concepts and [
+        return SimpleNamespace(labels=tuple("abcdefg"), hear=lambda sound: concepts and [
             Cluster(np.ones(1), np.array(concepts), 0.9, 1.0)])
     names = {"dog": "b"}
     assert hearing(Scenes(), heard(0.1, 0.6, 0.2, 0, 0, 0, 0), 4, names) == {"scenes": 4, "first": 1.0, "of_five": 1.0}

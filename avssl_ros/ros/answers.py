@@ -1,0 +1,239 @@
+"""The worker thread of the localizer: the newest image and the sound that belongs to it in, what is published out.
+
+It never works on an image that is older than it must be. When images or sound stop, all sources end: their offsets are
+published and one last empty `~/sources`, stamped with the time at which that was noticed. While there is sound but no
+image, `~/scene` says twice a second what is heard.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+from rclpy.node import Node
+from std_msgs.msg import Header
+
+from avssl_ros.audio_input import AudioSource
+from avssl_ros.localizer import Localizer, LocalizerStream, check_image
+from avssl_ros.ros import converters
+from avssl_ros.ros.health import Health
+from avssl_ros.ros.newest import Newest
+from avssl_ros.ros.outputs import Outputs
+from avssl_ros.scene import Localization
+
+WAIT_SECONDS = 0.1  # how often the worker looks whether it should end
+MIN_SOUND_SECONDS = 0.25  # less than this says nothing: right after the start, or after a gap
+LISTEN_SECONDS = 0.5  # between two scenes of sound alone
+JOIN_SECONDS = 0.8
+WARN_SECONDS = 5.0
+
+
+class Answers:
+    """Answers images between `start` and `stop`.
+
+    Attributes:
+        values: the node's parameters by name; replaced as a whole.
+        sound: where sound comes from, None where there is none; replaced as a whole.
+        sound_gap: seconds between the newest sound and the newest image, where they have been too far apart to belong
+            together for sensor_timeout; else None.
+    """
+
+    def __init__(self, node: Node, localizer: Localizer, stream: LocalizerStream, outputs: Outputs, health: Health):
+        self.values: dict = {}
+        self.sound: AudioSource | None = None
+        self.sound_gap: float | None = None
+        self._apart_since: float | None = None  # monotonic
+        self._node, self._outputs, self._health = node, outputs, health
+        self._localizer, self._stream = localizer, stream
+        self._frames: Newest = Newest()  # (monotonic time of arrival, message)
+        self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._last_header: Header | None = None  # of the last answer while it stands, None once sources have ended
+        self._camera_frame = ""  # frame id of the last image
+        self._last_captured = 0.0  # capture time of the last answer
+        self._last_answer = self._next_start = self._next_listening = 0.0  # monotonic
+        self._map = np.zeros((1, 1), np.float32)  # the last one, for its size
+        self._stopping = threading.Event()
+        self._worker: threading.Thread | None = None
+
+    @property
+    def dropped(self) -> int:
+        """How many images gave way to a newer one."""
+        return self._frames.dropped
+
+    def start(self) -> None:
+        self._stopping.clear()
+        self._worker = threading.Thread(target=self._work, name="localizer", daemon=True)
+        self._worker.start()
+
+    def stop(self) -> None:
+        """End the worker and all sources, and say so."""
+        self._stopping.set()
+        if self._worker is None:
+            return
+        self._worker.join(JOIN_SECONDS)
+        if not self._worker.is_alive():
+            self._safely(self._end_sources)
+        self._worker = None
+
+    def put(self, message) -> None:
+        """An image message has arrived."""
+        self._frames.put((time.monotonic(), message))
+
+    def change_views(self, localizer: Localizer) -> None:
+        """Look through the views of `localizer` from the next image on; all sources end."""
+
+        def change() -> None:
+            self._end_sources()
+            self._localizer = localizer
+            self._stream.change_views(localizer, self.values["views_per_frame"])
+
+        self._changes.put(change)
+
+    def configure(self, **tracking) -> None:
+        """Change the thresholds of tracking, from the next image on."""
+        self._changes.put(lambda: self._stream.configure(**tracking))
+
+    def _now(self) -> float:
+        return self._node.get_clock().now().nanoseconds * 1e-9
+
+    def _warn(self, text: str, seconds: float = WARN_SECONDS) -> None:
+        self._node.get_logger().warning(text, throttle_duration_sec=seconds)
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            while not self._changes.empty():
+                self._safely(self._changes.get())
+            frame = self._frames.take(WAIT_SECONDS, not_before=self._next_start)
+            if frame is not None:
+                rate = self.values["rate"]
+                self._next_start = time.monotonic() + (1.0 / rate if rate > 0 else 0.0)
+                self._safely(self._answer, *frame)
+            if time.monotonic() - self._last_answer > self._patience():
+                self._safely(self._end_sources)
+                if time.monotonic() >= self._next_listening:
+                    self._next_listening = time.monotonic() + LISTEN_SECONDS
+                    self._safely(self._listen)
+
+    def _patience(self) -> float:
+        """Seconds without an answer after which the last one no longer holds; never less than the images' own pace."""
+        rate = self.values["rate"]
+        return max(self.values["sensor_timeout"], 1.5 / rate if rate > 0 else 0.0)
+
+    def _safely(self, step, *arguments) -> None:
+        """Whatever one image brings about, the node must live on and say so."""
+        try:
+            step(*arguments)
+        except Exception as error:
+            self._health.failures += 1
+            self._node.get_logger().error(
+                f"an image failed: {type(error).__name__}: {error}", throttle_duration_sec=WARN_SECONDS
+            )
+
+    def _answer(self, arrived: float, message) -> None:
+        if time.monotonic() - arrived > self.values["sensor_timeout"]:  # at a low rate it may have waited for long
+            self._health.late_images += 1
+            return
+        try:
+            projection = self.values["projection"]
+            image = converters.message_to_rgb(message, self._localizer.useful_width(projection))
+            image = check_image(image, projection)
+        except ValueError as error:
+            self._health.image_was_bad()
+            self._warn(f"image left out: {error}")
+            return
+        self._health.image_was_good()
+        if message.header.frame_id != self._camera_frame:  # directions of another camera, or of another mounting
+            self._end_sources()
+            self._camera_frame = message.header.frame_id
+        scene = self._localize(image, self._captured(message.header))
+        if scene is not None:
+            self._map = scene.map
+            self._last_captured = scene.time
+            self._publish(scene, self._header_of(message.header))
+
+    def _captured(self, header: Header) -> float:
+        captured = converters.stamp_to_seconds(header.stamp)
+        if captured == 0:
+            self._warn("images have no stamp: the time of arrival is taken to find their sound", 10 * WARN_SECONDS)
+            captured = self._now()
+        return captured
+
+    def _localize(self, image: np.ndarray, captured: float) -> Localization | None:
+        """The scene of an image; None where its sound cannot be used."""
+        sound = self._sound_until(captured + self.values["audio_latency"])
+        if sound is None:
+            return self._nothing(captured)
+        try:
+            return self._stream.process(image, *sound, captured)
+        except ValueError as error:
+            self._health.sound_was_bad()
+            self._health.left_out += 1
+            self._warn(f"sound left out, and its image: {error}")
+            return None
+
+    def _sound_until(self, until: float) -> tuple[np.ndarray, int] | None:
+        """Samples and rate of the window that ends at `until` (capture time), or None where there is no sound."""
+        sound = self.sound
+        if sound is None:
+            return None
+        buffer = sound.buffer  # once: it is replaced when the rate changes
+        if (latest := buffer.latest) is None:
+            return None
+        timeout = self.values["sensor_timeout"]
+        is_late = until - latest > timeout
+        samples = np.zeros(0, np.float32) if is_late else buffer.read(until, self._localizer.window_seconds)
+        is_early = not samples.size and latest - until > timeout
+        self._note_gap(abs(latest - until) if is_late or is_early else None, timeout)
+        return (samples, buffer.sample_rate) if samples.size >= MIN_SOUND_SECONDS * buffer.sample_rate else None
+
+    def _note_gap(self, gap: float | None, timeout: float) -> None:
+        """A moment's gap, while the clocks of both jump one after the other, is none."""
+        if gap is None:
+            self._apart_since = self.sound_gap = None
+            return
+        self._apart_since = self._apart_since or time.monotonic()
+        self.sound_gap = gap if time.monotonic() - self._apart_since > timeout else None
+
+    def _nothing(self, captured: float) -> Localization:
+        """The scene of an image without sound; ends what sounded before."""
+        return Localization((), np.zeros_like(self._map), (), False, captured, self._stream.silence(captured))
+
+    def _header_of(self, header: Header) -> Header:
+        return Header(stamp=header.stamp, frame_id=self.values["frame_id"] or header.frame_id)
+
+    def _publish(self, scene: Localization, header: Header) -> None:
+        self._outputs.publish(scene, header)
+        self._health.frame_answered(self._now() - converters.stamp_to_seconds(header.stamp))
+        self._last_header, self._last_answer = header, time.monotonic()
+
+    def _end_sources(self) -> None:
+        """The last answer no longer holds: end all sources, once. The capture clock went on since, as time did."""
+        last, self._last_header = self._last_header, None
+        if last is None:
+            return
+        ended = self._last_captured + time.monotonic() - self._last_answer
+        header = Header(stamp=converters.seconds_to_stamp(ended), frame_id=last.frame_id)
+        self._outputs.publish(self._nothing(ended), header)
+
+    def _listen(self) -> None:
+        """Say what is heard, though there is no image."""
+        sound = self.sound
+        if sound is None or sound.status().state != "ok":
+            return
+        buffer = sound.buffer
+        if (latest := buffer.latest) is None:
+            return
+        samples = buffer.read(latest, self._localizer.window_seconds)
+        if samples.size < MIN_SOUND_SECONDS * buffer.sample_rate:
+            return
+        try:
+            scene = self._stream.listen(samples, buffer.sample_rate, latest)
+        except ValueError as error:
+            self._health.sound_was_bad()
+            self._warn(f"sound left out: {error}")
+            return
+        header = Header(stamp=converters.seconds_to_stamp(latest), frame_id=self._camera_frame)
+        self._outputs.publish_heard(scene, self._header_of(header))

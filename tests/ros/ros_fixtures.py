@@ -1,0 +1,41 @@
+"""Fixtures of the tests with ROS. Each test module gets a random DDS domain on this machine only."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def domain():
+    """A DDS domain of its own, inherited by every process the tests start."""
+    import rclpy
+
+    saved = dict(os.environ)
+    os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().randint(1, 101))  # above, Linux's ports may be taken
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    rclpy.init()
+    yield
+    rclpy.shutdown()
+    os.environ.clear()
+    os.environ.update(saved)
+
+
+@pytest.fixture
+def processes(domain, tmp_path):
+    from ros_graph import Processes
+
+    started = Processes(tmp_path)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def peer(domain):
+    from ros_graph import Peer
+
+    program = Peer()
+    yield program
+    program.close()
