@@ -31,8 +31,9 @@ from avssl_ros.geometry import (
     perspective_pixel_to_direction,
     pixel_to_direction,
 )
+from avssl_ros.json_input import is_number, parse_object
 from avssl_ros.overlay import source_color
-from avssl_ros.scene import Event, Localization, Source, Unseen
+from avssl_ros.scene import MAX_LINE, Event, Localization, Source, Unseen, read_scene
 
 SOURCE_DTYPE = np.dtype(
     [(name, "<f4") for name in ("x", "y", "z", "intensity")]
@@ -43,6 +44,7 @@ SOURCE_DTYPE = np.dtype(
 SOUND_DTYPE = np.dtype([("t", "<u4"), ("sample", "<f4")])
 STATES = {"onset": 1, "active": 2}
 
+MAX_SHARED_CELLS = 1 << 24  # of all sources' parts of the map together: 64 MB
 MARKER_LENGTH = 1.0  # metres: the direction is known, the distance is not
 MARKER_LIFETIME = Duration(sec=2)  # a viewer drops the arrow by itself if the node is killed
 
@@ -276,7 +278,14 @@ def scene_to_string(scene: Localization, header: Header) -> String:
 
 def string_stamp(text: String) -> Time:
     """The stamp of a `~/scene` message, which has no header."""
-    return Time(**json.loads(text.data)["stamp"])
+    stamp = parse_object(text.data, "the scene", MAX_LINE).get("stamp")
+    if not isinstance(stamp, dict):
+        raise ValueError("the scene has no stamp")
+    seconds, nanoseconds = stamp.get("sec"), stamp.get("nanosec")
+    whole = isinstance(seconds, int) and isinstance(nanoseconds, int)
+    if not (whole and is_number(seconds, -(2**31), 2**31 - 1) and is_number(nanoseconds, 0, 2**32 - 1)):
+        raise ValueError(f"the scene's stamp must have whole numbers sec and nanosec, got {str(stamp)[:100]}")
+    return Time(sec=seconds, nanosec=nanoseconds)
 
 
 def scene_to_markers(scene: Localization, header: Header, shown: set[int]) -> MarkerArray:
@@ -325,13 +334,19 @@ def scene_from_messages(
     """The Localization that `~/scene`, `~/sources` and `~/map` of one stamp tell of, for drawing.
 
     Embeddings are not published: they are empty. Only the map of all sources is, so each source gets those of its
-    cells that lie nearer to it than to any other; `projection` and `fov_deg` say where the cells lie.
+    cells that lie nearer to it than to any other; `projection` and `fov_deg` say where the cells lie. ValueError where
+    a message is broken or they do not belong together.
     """
-    line = json.loads(text.data)
-    labels = {source["id"]: source["label"] for source in line["sources"]}
+    line = read_scene(text.data)
+    described = {source["id"]: source for source in line["sources"]}
     nothing = np.zeros(0, np.float32)
-    records = cloud_to_records(sources)
+    records = _source_records(sources)
     joint = image_to_map(map_)
+    if not {int(identity) for identity in records["id"]} <= set(described):
+        ids = records["id"][:10].tolist()
+        raise ValueError(f"the sources have the ids {ids}, but the scene tells of {list(described)[:10]}")
+    if len(records) * joint.size > MAX_SHARED_CELLS:
+        raise ValueError(f"{len(records)} sources on a map of {joint.size} cells are more than can be drawn")
     shares = _share_map(joint, records["azimuth"], records["elevation"], projection, fov_deg)
     found = tuple(
         Source(
@@ -339,17 +354,33 @@ def scene_from_messages(
             elevation=float(record["elevation"]),
             extent=float(record["extent"]),
             confidence=float(record["intensity"]),
-            label=labels[int(record["id"])],
+            label=described[int(record["id"])]["label"],
             class_id=int(record["class_id"]),
             embedding=nothing,
             map=share,
             id=int(record["id"]),
             state=next((name for name, state in STATES.items() if state == record["state"]), None),
+            onset=described[int(record["id"])].get("onset"),
         )
         for record, share in zip(records, shares, strict=True)
     )
     unseen = tuple(Unseen(sound["label"], -1, sound["confidence"], nothing) for sound in line["unseen"])
     return Localization(found, joint, unseen, line["active"], stamp_to_seconds(sources.header.stamp))
+
+
+def _source_records(message: PointCloud2) -> np.ndarray:
+    """The points of `~/sources` (n,) with the fields of SOURCE_DTYPE, all finite."""
+    records = cloud_to_records(message)
+    missing = [name for name in SOURCE_DTYPE.names if name not in records.dtype.names]
+    if missing:
+        raise ValueError(f"sources need the fields {', '.join(SOURCE_DTYPE.names)}; {', '.join(missing)} are missing")
+    checked = np.zeros(len(records), SOURCE_DTYPE)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name in SOURCE_DTYPE.names:
+            checked[name] = records[name]
+    if not all(np.isfinite(values[name]).all() for values in (records, checked) for name in SOURCE_DTYPE.names):
+        raise ValueError("the sources' numbers are not all finite")
+    return checked
 
 
 def _share_map(joint: np.ndarray, azimuth, elevation, projection: str, fov_deg: float) -> list[np.ndarray]:
@@ -362,8 +393,11 @@ def _share_map(joint: np.ndarray, azimuth, elevation, projection: str, fov_deg: 
         cells = pixel_to_direction(x, y, width, height)
     else:
         cells = perspective_pixel_to_direction(x, y, width, height, fov_deg)
-    angles = [angle_between(*cells, *direction) for direction in zip(azimuth, elevation, strict=True)]
-    nearest = np.argmin(angles, axis=0)
+    least, nearest = np.full(joint.shape, np.inf), np.zeros(joint.shape, int)
+    for index, direction in enumerate(zip(azimuth, elevation, strict=True)):
+        angle = angle_between(*cells, *direction)
+        nearest[angle < least] = index
+        least = np.minimum(angle, least)
     return [np.where(nearest == index, joint, np.float32(0)) for index in range(len(azimuth))]
 
 

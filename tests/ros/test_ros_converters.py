@@ -98,7 +98,7 @@ def test_each_restored_source_gets_its_own_part_of_the_map():
 def test_scene_text_carries_the_exact_stamp():
     message = converters.scene_to_string(scene(), HEADER)
     assert converters.string_stamp(message) == HEADER.stamp
-    assert json.loads(message.data)["unseen"] == [{"label": "siren", "confidence": 0.75}]
+    assert json.loads(message.data)["unseen"] == [{"label": "siren", "speech": False, "confidence": 0.75}]
 
 
 def test_event_text_has_the_documented_fields():
