@@ -118,7 +118,7 @@ def image_projection(path: str | Path, image: np.ndarray, projection: str = "aut
         head = file.read(1 << 18)  # XMP stands in the first segments
     if b"GPano:ProjectionType" in head and b"equirectangular" in head:
         return "equirectangular", "its Photo Sphere metadata say so"
-    return _projection_of_shape(image.shape[1], image.shape[0])
+    return projection_of_shape(image.shape[1], image.shape[0])
 
 
 def _given(projection: str) -> tuple[str, str]:
@@ -158,7 +158,7 @@ def _projection_of_frame(frame: av.VideoFrame, width: int, height: int, path: Pa
             "'ffmpeg -i in.mp4 -vf stereo3d=abl:ml out.mp4' for top and bottom, or give --projection to overrule"
         )
     if "SPHERICAL" not in side_data:
-        return _projection_of_shape(width, height)
+        return projection_of_shape(width, height)
     (code,) = struct.unpack_from("=i", side_data["SPHERICAL"])
     name = SPHERICAL_PROJECTIONS[code] if code < len(SPHERICAL_PROJECTIONS) else f"unknown ({code})"
     if name == "equirectangular":
@@ -171,7 +171,8 @@ def _projection_of_frame(frame: av.VideoFrame, width: int, height: int, path: Pa
     )
 
 
-def _projection_of_shape(width: int, height: int) -> tuple[str, str]:
+def projection_of_shape(width: int, height: int) -> tuple[str, str]:
+    """The projection that a picture of this shape has without metadata, and why, for a person."""
     shape = f"{width}x{height}"
     if abs(width / height - 2.0) <= 2.0 * EQUIRECTANGULAR_TOLERANCE:
         return "equirectangular", f"no spherical metadata, and {shape} is the 2:1 shape of a 360 degree picture"

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import PIL.Image
 from builtin_interfaces.msg import Duration, Time
-from geometry_msgs.msg import Point, PoseStamped
+from geometry_msgs.msg import Point, PoseStamped, Quaternion, TransformStamped, Vector3
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import ColorRGBA, Header, String
 from visualization_msgs.msg import Marker, MarkerArray
@@ -253,16 +253,32 @@ def scene_to_direction(scene: Localization, header: Header) -> PoseStamped | Non
     """Pose at the origin whose +x points at the strongest source; None where nothing sounds."""
     if not scene.sources:
         return None
-    yaw, pitch = (
-        scene.sources[0].azimuth / 2,
-        -scene.sources[0].elevation / 2,
-    )  # half angles; y is left, so up is -pitch
     message = PoseStamped(header=header)
-    message.pose.orientation.w = math.cos(yaw) * math.cos(pitch)
-    message.pose.orientation.x = -math.sin(yaw) * math.sin(pitch)
-    message.pose.orientation.y = math.cos(yaw) * math.sin(pitch)
-    message.pose.orientation.z = math.sin(yaw) * math.cos(pitch)
+    message.pose.orientation = _orientation(scene.sources[0])
     return message
+
+
+def _orientation(source: Source) -> Quaternion:
+    """The rotation whose +x points at the source."""
+    yaw, pitch = source.azimuth / 2, -source.elevation / 2  # half angles; y is left, so up is -pitch
+    return Quaternion(
+        w=math.cos(yaw) * math.cos(pitch),
+        x=-math.sin(yaw) * math.sin(pitch),
+        y=math.cos(yaw) * math.sin(pitch),
+        z=math.sin(yaw) * math.cos(pitch),
+    )
+
+
+def scene_to_transforms(scene: Localization, header: Header) -> list[TransformStamped]:
+    """A frame `source_<id>` for each source: one metre towards it, as its distance is not known, +x pointing on."""
+    transforms = []
+    for source in scene.sources:
+        transform = TransformStamped(header=header, child_frame_id=f"source_{source.id}")
+        place = _point_towards(source, MARKER_LENGTH)
+        transform.transform.translation = Vector3(x=place.x, y=place.y, z=place.z)
+        transform.transform.rotation = _orientation(source)
+        transforms.append(transform)
+    return transforms
 
 
 def event_to_string(event: Event) -> String:

@@ -38,6 +38,7 @@ from avssl_ros.ros.camera import Camera
 from avssl_ros.ros.newest import Newest
 from avssl_ros.ros.outputs import Outputs
 from avssl_ros.ros.runtime import Process, run
+from avssl_ros.ros.source_frames import SourceFrames
 from avssl_ros.scene import Localization
 
 WAIT_SECONDS = 0.1  # how often the worker looks whether it should end
@@ -85,7 +86,7 @@ class LocalizerNode(Process):
         self.add_post_set_parameters_callback(self._apply_parameters)
 
         self._health = health.Health()
-        self._outputs = Outputs(self)
+        self._outputs = Outputs(self, SourceFrames(self) if self._values["broadcast_tf"] else None)
         self._sound_error = ""
         self._sound = self._open_sound(self._values["audio_source"])
         self._clock_gap: float | None = None

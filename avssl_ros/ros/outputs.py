@@ -13,6 +13,7 @@ from std_msgs.msg import Header, String
 from visualization_msgs.msg import MarkerArray
 
 from avssl_ros.ros import converters
+from avssl_ros.ros.source_frames import SourceFrames
 from avssl_ros.scene import Event, Localization
 
 DEPTH = 5
@@ -20,9 +21,10 @@ EVENT_DEPTH = 100  # events are rare and none may be lost; everything else is re
 
 
 class Outputs:
-    """The publishers of one localizer node; used by one thread at a time."""
+    """The publishers of one localizer node, with TF frames if `frames` is given; used by one thread at a time."""
 
-    def __init__(self, node: Node):
+    def __init__(self, node: Node, frames: SourceFrames | None = None):
+        self._frames = frames
         self._sources = node.create_publisher(PointCloud2, "~/sources", DEPTH)
         self._scene = node.create_publisher(String, "~/scene", DEPTH)
         self._direction = node.create_publisher(PoseStamped, "~/direction", DEPTH)
@@ -40,6 +42,8 @@ class Outputs:
         if (direction := converters.scene_to_direction(scene, header)) is not None:
             self._direction.publish(direction)
         self._publish_markers(scene, header)
+        if self._frames is not None:
+            self._frames.publish(scene, header)
         if self._map.get_subscription_count():
             self._map.publish(converters.map_to_image(scene.map, header))
 
