@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from avssl_ros import check
-from avssl_ros.audio_input import AudioBuffer, AudioDeviceError, SoundFile, list_devices, read_audio
+from avssl_ros.audio_input import AudioBuffer, AudioDeviceError, SoundFile, list_devices
 from avssl_ros.recording import Recording
 from avssl_ros.scene import Localization
 from avssl_ros.timeline import source_names
@@ -237,8 +237,11 @@ def _open_input(path: Path, arguments: argparse.Namespace) -> tuple[VideoFile | 
     if is_image(path):
         if not arguments.sound:
             raise ValueError(f"{path} is a picture without sound; give a sound file with --sound FILE")
-        samples, rate = read_audio(arguments.sound)
-        return StillVideo(path, len(samples) / rate, arguments.projection), Path(arguments.sound)
+        sound = SoundFile(arguments.sound)
+        seconds = sum(len(samples) for _, samples in sound) / sound.sample_rate
+        if not seconds:
+            raise ValueError(f"{arguments.sound} has a sound stream without a single sample; give a file with sound")
+        return StillVideo(path, seconds, arguments.projection), Path(arguments.sound)
     video = VideoFile(path, arguments.projection)
     if not arguments.sound and not video.has_audio:
         raise ValueError(f"{path} has no sound; give a sound file with --sound FILE")

@@ -12,19 +12,18 @@ capture time of the first sample; field `t` (uint32) the nanoseconds since then,
 from __future__ import annotations
 
 import array
-import io
 import json
 import math
 
 import cv2
 import numpy as np
-import PIL.Image
 from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import Point, PoseStamped, Quaternion, TransformStamped, Vector3
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import ColorRGBA, Header, String
 from visualization_msgs.msg import Marker, MarkerArray
 
+from avssl_ros.features import HIGHEST_RATE, LOWEST_RATE
 from avssl_ros.geometry import (
     angle_between,
     direction_to_vector,
@@ -34,6 +33,7 @@ from avssl_ros.geometry import (
 from avssl_ros.json_input import is_number, parse_object
 from avssl_ros.overlay import source_color
 from avssl_ros.scene import MAX_LINE, Event, Localization, Source, Unseen, read_scene
+from avssl_ros.video_input import MAX_PIXELS, decode_picture
 
 SOURCE_DTYPE = np.dtype(
     [(name, "<f4") for name in ("x", "y", "z", "intensity")]
@@ -44,6 +44,7 @@ SOURCE_DTYPE = np.dtype(
 SOUND_DTYPE = np.dtype([("t", "<u4"), ("sample", "<f4")])
 STATES = {"onset": 1, "active": 2}
 
+MAX_SAMPLE = 1e6  # far above full scale: what is larger is no sound, and its square no float32
 MAX_SHARED_CELLS = 1 << 24  # of all sources' parts of the map together: 64 MB
 MARKER_LENGTH = 1.0  # metres: the direction is known, the distance is not
 MARKER_LIFETIME = Duration(sec=2)  # a viewer drops the arrow by itself if the node is killed
@@ -83,8 +84,7 @@ def message_to_rgb(message: CompressedImage | Image, enough: int | None = None) 
     """RGB uint8 (H, W, 3) of a camera message of either type. ValueError where it is broken or of another kind.
 
     Args:
-        enough: pixels across that will do. A compressed image of at least twice as many comes at 1/2, 1/4 or 1/8 of its
-            size, which libjpeg decodes three to four times as fast, averaged over what is left out.
+        enough: pixels across that will do, as of `decode_picture`; of compressed images only.
     """
     return _decompress(message, enough) if isinstance(message, CompressedImage) else _unpack(message)
 
@@ -96,29 +96,7 @@ def _decompress(message: CompressedImage, enough: int | None) -> np.ndarray:
     # libjpeg fills a cut-off picture with grey and only mutters, so the end marker is looked for.
     if data[:2] == b"\xff\xd8" and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ValueError(f"the JPEG image of {len(data)} bytes is cut off: it has no end marker")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _reduction(data, enough) if enough else cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise ValueError(f"the compressed image cannot be decoded: {error.err}") from error
-    if image is None:
-        raise ValueError(f"the compressed image of {len(data)} bytes (format '{message.format}') cannot be decoded")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _reduction(data: bytes, enough: int) -> int:
-    """The flag for cv2.imdecode that leaves at least `enough` pixels across."""
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as picture:  # reads no further than the size
-            width = picture.width
-    except PIL.Image.DecompressionBombError as error:
-        raise ValueError(f"the compressed image is too large to be decoded: {error}") from error
-    except OSError:
-        return cv2.IMREAD_COLOR  # cv2 says what is wrong with it
-    for factor, flag in ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4),
-                         (2, cv2.IMREAD_REDUCED_COLOR_2)):
-        if width >= factor * enough:
-            return flag
-    return cv2.IMREAD_COLOR
+    return decode_picture(data, enough)
 
 
 def _unpack(message: Image) -> np.ndarray:
@@ -126,6 +104,8 @@ def _unpack(message: Image) -> np.ndarray:
         raise ValueError(f"image encoding '{message.encoding}' is not supported, wanted one of {', '.join(_TO_RGB)}")
     if message.height == 0 or message.width == 0:
         raise ValueError(f"the image has no pixels: {message.width} x {message.height}")
+    if message.height * message.width > MAX_PIXELS:
+        raise ValueError(f"the image of {message.width} x {message.height} is too large, most are {MAX_PIXELS} pixels")
     channels, code = _TO_RGB[message.encoding]
     row = message.width * channels
     if message.step < row or len(message.data) != message.step * message.height:
@@ -135,7 +115,11 @@ def _unpack(message: Image) -> np.ndarray:
         )
     rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
     image = np.ascontiguousarray(rows[:, :row]).reshape(message.height, message.width, channels)
-    return image if code is None else cv2.cvtColor(image, code)
+    try:
+        return image if code is None else cv2.cvtColor(image, code)
+    except cv2.error as error:  # an odd width, which YUV 4:2:2 cannot have
+        size = f"{message.width} x {message.height}"
+        raise ValueError(f"the image of {size} '{message.encoding}' cannot be converted: {error.err}") from error
 
 
 def rgb_to_compressed(image: np.ndarray, header: Header, quality: int) -> CompressedImage:
@@ -183,10 +167,12 @@ def cloud_to_sound(message: PointCloud2) -> tuple[np.ndarray, int]:
     missing = [name for name in SOUND_DTYPE.names if name not in (records.dtype.names or ())]
     if missing:
         raise ValueError(f"sound needs the fields 't' and 'sample', got {', '.join(records.dtype.names or ['none'])}")
+    if records.dtype["t"].kind not in "iu" or records.dtype["sample"].kind not in "fiu":
+        raise ValueError(f"sound needs whole nanoseconds 't' and a number 'sample', got {records.dtype.descr}")
     span = int(records["t"][-1]) - int(records["t"][0]) if len(records) > 1 else 0
     if span <= 0:
         raise ValueError(f"the sound has {len(records)} samples over {span} ns; its rate cannot be told")
-    return records["sample"].astype(np.float32), round((len(records) - 1) * 1e9 / span)
+    return _as_samples(records["sample"]), _checked_rate((len(records) - 1) * 1e9 / span)
 
 
 def audio_stamped_to_sound(message) -> tuple[np.ndarray, int]:
@@ -197,7 +183,7 @@ def audio_stamped_to_sound(message) -> tuple[np.ndarray, int]:
         samples = np.asarray(getattr(data, f"{name}_data"), np.float32)
         if samples.size:
             silence = 128.0 if name == "uint8" else 0.0
-            return _mean_of_channels((samples - silence) / scale, info.channels), _positive_rate(info.rate)
+            return _mean_of_channels((samples - silence) / scale, info.channels), _checked_rate(info.rate)
     raise ValueError("the AudioStamped message has no samples")
 
 
@@ -217,19 +203,29 @@ def audio_data_to_sound(data, info) -> tuple[np.ndarray, int]:
     if not raw or len(raw) % (np.dtype(dtype).itemsize * max(1, info.channels)):
         raise ValueError(f"{len(raw)} bytes are no whole {info.sample_format} samples of {info.channels} channels")
     samples = np.frombuffer(raw, dtype).astype(np.float32) / np.float32(scale)
-    return _mean_of_channels(samples, info.channels), _positive_rate(info.sample_rate)
+    return _mean_of_channels(samples, info.channels), _checked_rate(info.sample_rate)
 
 
 def _mean_of_channels(interleaved: np.ndarray, channels: int) -> np.ndarray:
     if channels < 1 or interleaved.size % channels:
         raise ValueError(f"{interleaved.size} samples do not divide into {channels} channels")
-    return interleaved.reshape(-1, channels).mean(axis=1)
+    return _as_samples(interleaved.reshape(-1, channels).mean(axis=1))
 
 
-def _positive_rate(rate: int) -> int:
-    if rate <= 0:
-        raise ValueError(f"the sound states a rate of {rate} Hz")
-    return rate
+def _as_samples(values: np.ndarray) -> np.ndarray:
+    """float32 (n,), if all are finite numbers as large as sound may be; ValueError otherwise."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        samples = values.astype(np.float32)
+    if not (np.abs(samples) <= MAX_SAMPLE).all():  # NaN is not either
+        raise ValueError(f"its samples are not all finite numbers within {MAX_SAMPLE:g}; sound is in [-1, 1]")
+    return samples
+
+
+def _checked_rate(rate: float) -> int:
+    """Hz as a whole number, if a microphone may have it: a buffer of some seconds is made for it."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise ValueError(f"the sound states a rate of {rate:g} Hz, wanted {LOWEST_RATE} to {HIGHEST_RATE}")
+    return round(rate)
 
 
 # ---- results
