@@ -38,6 +38,7 @@ MAX_CLOCK_JITTER = 0.1  # seconds between a block's stated and expected time tha
 LIST_SECONDS = 10.0  # a sound system that takes longer hangs
 MAX_FILE_SAMPLES = 100_000_000  # that `read_audio` holds in memory: 400 MB as float32, 35 minutes at 48 kHz
 FILE_RATES = (1000, 768_000)  # Hz that a sound file may state: buffers are made for seconds of it
+MAX_JUMP_SECONDS = 3600.0  # between two blocks or pictures of a file; a damaged time would be filled with silence
 # What FFmpeg may take a file for. Without such a list a text file can be a playlist that opens other files or the net.
 FILE_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,"
@@ -537,6 +538,9 @@ class SoundFile:
         with open_media(self.path) as container:
             try:
                 for block_time, samples in self._decode(container):
+                    if block_time > end + MAX_JUMP_SECONDS:
+                        self.error = f"{self.path} is damaged: its sound goes from {end:.1f} to {block_time:.1f} s"
+                        return
                     end = block_time + len(samples) / self.sample_rate
                     yield block_time, samples
             except av.error.FFmpegError as error:

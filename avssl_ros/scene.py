@@ -16,6 +16,7 @@ SCHEMA_VERSION = 1  # of what `to_dict` gives (schemas/); grows when a field goe
 # Concepts that are people. Their other noises (laughter, footsteps) bear the same label: the model does not part them.
 SPEECH_LABELS = frozenset({"person", "child", "baby"})
 MAX_LINE = 1_000_000  # characters of one scene's JSON; a real one has some hundred
+MAX_SECONDS = 1e12  # a time that a clock may show
 MAX_LISTED = 1000  # sources, or sounds out of view, of one scene that is read back
 
 
@@ -143,7 +144,11 @@ def read_scene(text: str) -> dict:
         if not isinstance(sounds, list) or len(sounds) > MAX_LISTED or not all(map(_is_sound, sounds)):
             raise ValueError(f"the scene's '{name}' must list at most {MAX_LISTED} objects with label and confidence")
     if not all(_is_source(source) for source in line["sources"]):
-        raise ValueError("the scene's sources must have a whole number or null as id, and seconds or null as onset")
+        raise ValueError(
+            "the scene's sources must have angles in degrees, a whole number or null as id, seconds or null as onset"
+        )
+    if not (line.get("time") is None or is_number(line["time"], -MAX_SECONDS, MAX_SECONDS)):
+        raise ValueError(f"the scene's time must be seconds or null, got {str(line['time'])[:100]!r}")
     return line
 
 
@@ -157,6 +162,9 @@ def _is_sound(sound) -> bool:
 
 def _is_source(source: dict) -> bool:
     identity, onset = source.get("id"), source.get("onset")
-    return (identity is None or (isinstance(identity, int) and is_number(identity, 0, 2**31))) and (
-        onset is None or is_number(onset, -1e12, 1e12)
+    angles = (("azimuth_deg", 180.0), ("elevation_deg", 90.0), ("extent_deg", 180.0))
+    return (
+        (identity is None or (isinstance(identity, int) and is_number(identity, 0, 2**31)))
+        and (onset is None or is_number(onset, -MAX_SECONDS, MAX_SECONDS))
+        and all(is_number(source.get(name), -most, most) for name, most in angles)
     )

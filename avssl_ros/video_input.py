@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from avssl_ros.audio_input import open_media
+from avssl_ros.audio_input import MAX_JUMP_SECONDS, open_media
 
 MAX_PIXELS = 1 << 26  # 67 megapixels, an 11K panorama: 200 MB as RGB
 MAX_PICTURE_BYTES = 1 << 28  # of a picture file
@@ -90,6 +90,9 @@ class VideoFile:
             try:
                 for frame in container.decode(stream):
                     time = count / self.fps if frame.time is None else float(frame.time)
+                    if time > end + MAX_JUMP_SECONDS:
+                        self.error = f"{self.path} is damaged: its video goes from {end:.1f} to {time:.1f} s"
+                        return
                     image = _upright(frame)
                     if image.shape[:2] != (self.height, self.width):
                         image = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
@@ -162,11 +165,16 @@ def _checked_width(data: bytes) -> int:
             f"the picture is too large to be decoded: {width}x{height} pixels, more than the {MAX_PIXELS >> 20} "
             "million that are read; scale it down"
         )
-    if width * height > max(ALWAYS_ALLOWED_PIXELS, MAX_PIXELS_PER_BYTE * len(data)):
+    if width * height > _likely_pixels(len(data)):
         raise ValueError(f"the picture claims {width}x{height} pixels in only {len(data)} bytes; it is not decoded")
     if kind in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
         raise ValueError(f"the JPEG picture has {data.count(bytes([255, 218]))} scans, more than {MAX_SCANS}")
     return width
+
+
+def _likely_pixels(size: int) -> int:
+    """The most pixels of a picture that a file or message of `size` bytes may claim."""
+    return max(ALWAYS_ALLOWED_PIXELS, MAX_PIXELS_PER_BYTE * size)
 
 
 def is_image(path: str | Path) -> bool:
@@ -203,7 +211,11 @@ def _picture_stream(container, path: Path):
         raise ValueError(
             f"{path} has {width}x{height} pixels, more than the {MAX_PIXELS >> 20} million that are read; scale it down"
         )
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # frames may be larger than the header says
+    size = path.stat().st_size
+    most = min(MAX_PIXELS, _likely_pixels(size))
+    if width * height > most:
+        raise ValueError(f"{path} claims {width}x{height} pixels in a file of only {size} bytes; it is not decoded")
+    stream.codec_context.options = {"max_pixels": str(most)}  # frames may be larger than the header says
     return stream
 
 

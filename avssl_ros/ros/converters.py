@@ -183,7 +183,9 @@ def audio_stamped_to_sound(message) -> tuple[np.ndarray, int]:
         samples = np.asarray(getattr(data, f"{name}_data"), np.float32)
         if samples.size:
             silence = 128.0 if name == "uint8" else 0.0
-            return _mean_of_channels((samples - silence) / scale, info.channels), _checked_rate(info.rate)
+            with np.errstate(invalid="ignore"):
+                samples = (samples - silence) / scale
+            return _mean_of_channels(samples, info.channels), _checked_rate(info.rate)
     raise ValueError("the AudioStamped message has no samples")
 
 
@@ -209,7 +211,8 @@ def audio_data_to_sound(data, info) -> tuple[np.ndarray, int]:
 def _mean_of_channels(interleaved: np.ndarray, channels: int) -> np.ndarray:
     if channels < 1 or interleaved.size % channels:
         raise ValueError(f"{interleaved.size} samples do not divide into {channels} channels")
-    return _as_samples(interleaved.reshape(-1, channels).mean(axis=1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _as_samples(interleaved.reshape(-1, channels).mean(axis=1))
 
 
 def _as_samples(values: np.ndarray) -> np.ndarray:
