@@ -449,6 +449,11 @@ def cloud_to_records(message: PointCloud2) -> np.ndarray:
             f"{message.width} x {message.height} points of {message.point_step} bytes and {len(message.fields)} fields "
             f"do not fit {len(message.data)} bytes"
         )
+    # By hand: numpy lets an offset near 2^31 pass, and then reads beyond the buffer.
+    ends = [field.offset + np.dtype(types[field.datatype]).itemsize for field in message.fields]
+    if max(ends) > message.point_step:
+        offsets = [(field.name, field.offset) for field in message.fields]
+        raise ValueError(f"point fields must lie within the point's {message.point_step} bytes, got {offsets}")
     order = ">" if message.is_bigendian else "<"
     dtype = np.dtype(
         {

@@ -186,6 +186,14 @@ def test_an_image_that_claims_to_be_huge_is_refused_before_it_is_decoded():
 # ---- sound
 
 
+@pytest.mark.parametrize("offset", [5, 2**31 - 1, 2**32 - 1])
+def test_a_point_field_beyond_its_point_is_refused(offset):
+    message = converters.sound_to_cloud(np.zeros(100, np.float32), 16000, HEADER)
+    message.fields[1].offset = offset  # numpy alone crashes the process at the second (found by tests/fuzz)
+    with pytest.raises(ValueError, match="within the point's 8 bytes"):
+        converters.cloud_to_sound(message)
+
+
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000, 96000])
 def test_sound_travels_in_a_stock_message_with_its_exact_rate(rate):
     samples = np.sin(np.arange(rate // 20)).astype(np.float32)
