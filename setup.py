@@ -20,6 +20,7 @@ setup(
     maintainer_email="avssl_ros@example.com",
     python_requires=">=3.10",
     packages=["avssl_ros", "avssl_ros.ros"],
+    package_data={"avssl_ros": ["schemas/*.json"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{package_name}"]),
         (share, ["package.xml"]),

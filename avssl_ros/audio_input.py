@@ -36,7 +36,15 @@ from avssl_ros.microphone_process import BlockReader, ProtocolError
 BUFFER_SECONDS = 10.0
 MAX_CLOCK_JITTER = 0.1  # seconds between a block's stated and expected time that still count as continuous
 LIST_SECONDS = 10.0  # a sound system that takes longer hangs
-MAX_FILE_SAMPLES = 400_000_000  # 1.6 GB as float32: 2.3 h at 48 kHz
+MAX_FILE_SAMPLES = 100_000_000  # that `read_audio` holds in memory: 400 MB as float32, 35 minutes at 48 kHz
+FILE_RATES = (1000, 768_000)  # Hz that a sound file may state: buffers are made for seconds of it
+MAX_JUMP_SECONDS = 3600.0  # between two blocks or pictures of a file; a damaged time would be filled with silence
+# What FFmpeg may take a file for. Without such a list a text file can be a playlist that opens other files or the net.
+FILE_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,"
+    "eac3,amr,wv,ape,tta,dts,mxf,dv,ivf,h264,hevc,obu,m4v,mjpeg,yuv4mpegpipe,gif,image2,jpeg_pipe,png_pipe,webp_pipe,"
+    "bmp_pipe,tiff_pipe"
+)
 
 
 class AudioDeviceError(RuntimeError):
@@ -421,12 +429,14 @@ class Microphone(AudioSource):
 class FileAudio(AudioSource):
     """Plays a file's sound into the buffer as a microphone would: block by block, in step with the clock.
 
+    The file is decoded as it is played, so that memory does not grow with its length.
+
     Args:
         path: any file with sound that PyAV opens.
         loop: begin again at the end.
         clock: gives the time in seconds that samples are stamped with.
 
-    Raises what `read_audio` raises.
+    Raises what `SoundFile` raises, and ValueError where it has no samples or its header says that it is cut off.
     """
 
     BLOCK_SECONDS = 0.05
@@ -434,10 +444,14 @@ class FileAudio(AudioSource):
 
     def __init__(self, path: str | Path, loop: bool = False, clock: Callable[[], float] = time.time):
         self._path = Path(path)
-        self._samples, rate = read_audio(path)
+        self._file = SoundFile(path)
+        if self._file.error:
+            raise ValueError(self._file.error)
+        if next((block for _, block in self._file if block.size), None) is None:
+            raise ValueError(f"{path} has a sound stream without a single sample; give a file with sound")
         self._loop = loop
         self._clock = clock
-        self.buffer = AudioBuffer(rate)
+        self.buffer = AudioBuffer(self._file.sample_rate)
         self._state = "absent"
         self._detail = "not started"
         self._stopping = threading.Event()
@@ -466,19 +480,31 @@ class FileAudio(AudioSource):
         rate = self.sample_rate
         position = 0  # samples played since the start, over all loops
         start = last = self._clock()  # the clock's time of position 0
+        blocks, waiting = self._blocks(), np.zeros(0, np.float32)
         while not self._stopping.wait(self.BLOCK_SECONDS):
             now = self._clock()
             if not 0 <= now - last <= self.MAX_CLOCK_STEP:
                 start = now - position / rate
             last = now
-            due = int((now - start) * rate)
-            if not self._loop:
-                due = min(due, len(self._samples))
-            block = np.take(self._samples, np.arange(position, due), mode="wrap")
+            due = int((now - start) * rate) - position
+            try:
+                while len(waiting) < due:
+                    waiting = np.concatenate([waiting, next(blocks)])
+            except StopIteration:
+                self._state, self._detail = "stale", self._file.error or f"{self._path.name} has been played to its end"
+            except (ValueError, OSError) as error:
+                self._state, self._detail = "stale", str(error)
+            block, waiting = waiting[: max(0, due)], waiting[max(0, due) :]
             self.buffer.write(block, start + position / rate)
-            position = max(position, due)
-            if not self._loop and position >= len(self._samples):
-                self._state, self._detail = "stale", f"{self._path.name} has been played to its end"
+            position += len(block)
+            if self._state == "stale":
+                return
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """The file's samples, again and again where it is to be looped."""
+        while True:
+            yield from (block for _, block in self._file)
+            if not self._loop:
                 return
 
 
@@ -504,8 +530,11 @@ class SoundFile:
             stream = container.streams.audio[0]
             self.sample_rate = int(stream.codec_context.sample_rate or 0)
             self.duration = float(stream.duration * stream.time_base) if stream.duration else None
-        if self.sample_rate <= 0:
-            raise ValueError(f"{self.path}: its sound has no sample rate; the file is damaged or unsupported")
+        if not FILE_RATES[0] <= self.sample_rate <= FILE_RATES[1]:
+            raise ValueError(
+                f"{self.path}: its sound states a rate of {self.sample_rate} Hz, wanted {FILE_RATES[0]} to "
+                f"{FILE_RATES[1]}; the file is damaged or unsupported"
+            )
         self.error: str | None = _riff_cut_off(self.path)
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
@@ -513,6 +542,9 @@ class SoundFile:
         with open_media(self.path) as container:
             try:
                 for block_time, samples in self._decode(container):
+                    if block_time > end + MAX_JUMP_SECONDS:
+                        self.error = f"{self.path} is damaged: its sound goes from {end:.1f} to {block_time:.1f} s"
+                        return
                     end = block_time + len(samples) / self.sample_rate
                     yield block_time, samples
             except av.error.FFmpegError as error:
@@ -547,13 +579,16 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
     longer than memory should hold.
     """
     sound = SoundFile(path)
+    minutes = MAX_FILE_SAMPLES / sound.sample_rate / 60
+    too_long = f"{path} has more than {minutes:.0f} minutes of sound at {sound.sample_rate} Hz; cut it first"
+    if (sound.duration or 0.0) * sound.sample_rate > MAX_FILE_SAMPLES:
+        raise ValueError(too_long)
     blocks, count = [], 0
     for _, samples in sound:
         blocks.append(samples)
         count += len(samples)
-        if count > MAX_FILE_SAMPLES:
-            hours = MAX_FILE_SAMPLES / sound.sample_rate / 3600
-            raise ValueError(f"{path} has more than {hours:.1f} h of sound at {sound.sample_rate} Hz; cut it first")
+        if count > MAX_FILE_SAMPLES:  # its header said less, or nothing
+            raise ValueError(too_long)
     if sound.error:
         raise ValueError(sound.error)
     if not count:
@@ -568,7 +603,9 @@ def open_media(path: Path):
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes)")
     try:
-        return av.open(str(path))
+        # The protocol is said, so that no name of a file can be taken for another one ("concat:", "http:").
+        limits = {"format_whitelist": FILE_FORMATS, "protocol_whitelist": "file"}
+        return av.open(f"file:{path.absolute()}", options=limits)
     except av.error.PermissionError as error:
         raise PermissionError(f"{path} may not be read: {error.strerror}") from error
     except av.error.FFmpegError as error:

@@ -1,4 +1,4 @@
-"""The command `avssl`: localize a file, run the demo, list microphones.
+"""The command `avssl`: localize a file, run the demo, check a camera, list microphones.
 
 User errors (a file that is not there, a video without sound, an unknown provider) end with one line on stderr and exit
 status 2; Ctrl-C finishes the files and ends with 130.
@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from avssl_ros.audio_input import AudioBuffer, AudioDeviceError, SoundFile, list_devices, read_audio
+from avssl_ros import check
+from avssl_ros.audio_input import AudioBuffer, AudioDeviceError, SoundFile, list_devices
 from avssl_ros.recording import Recording
 from avssl_ros.scene import Localization
 from avssl_ros.timeline import source_names
@@ -75,6 +76,14 @@ def _parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     demo.set_defaults(run=_demo)
+    check_camera = commands.add_parser(
+        "check",
+        help="draw where 0, +90, 180 and -90 degrees are on a camera's picture",
+        description="Draw the directions of the localizer on a picture of a camera, and say what must be where.",
+    )
+    check.add_arguments(check_camera)
+    _add_fov(check_camera)
+    check_camera.set_defaults(run=check.run)
     devices = commands.add_parser(
         "devices", help="list the microphones", description="List the sound inputs of this machine."
     )
@@ -93,13 +102,7 @@ def _add_localize_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what the picture shows: the whole sphere or one view (default: auto, by metadata or 2:1 shape)",
     )
-    parser.add_argument(
-        "--fov",
-        type=_number(20, 160),
-        default=90.0,
-        metavar="DEGREES",
-        help="horizontal field of view of an ordinary camera, 20..160 (default: 90)",
-    )
+    _add_fov(parser)
     parser.add_argument(
         "--rate",
         type=_number(0.1, 120),
@@ -117,6 +120,16 @@ def _add_localize_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="ONNX Runtime execution provider, such as CPUExecutionProvider or CUDAExecutionProvider "
         "(default: the fastest there is)",
+    )
+
+
+def _add_fov(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fov",
+        type=_number(20, 160),
+        default=90.0,
+        metavar="DEGREES",
+        help="horizontal field of view of an ordinary camera, 20..160 (default: 90)",
     )
 
 
@@ -224,8 +237,11 @@ def _open_input(path: Path, arguments: argparse.Namespace) -> tuple[VideoFile | 
     if is_image(path):
         if not arguments.sound:
             raise ValueError(f"{path} is a picture without sound; give a sound file with --sound FILE")
-        samples, rate = read_audio(arguments.sound)
-        return StillVideo(path, len(samples) / rate, arguments.projection), Path(arguments.sound)
+        sound = SoundFile(arguments.sound)
+        seconds = sum(len(samples) for _, samples in sound) / sound.sample_rate
+        if not seconds:
+            raise ValueError(f"{arguments.sound} has a sound stream without a single sample; give a file with sound")
+        return StillVideo(path, seconds, arguments.projection), Path(arguments.sound)
     video = VideoFile(path, arguments.projection)
     if not arguments.sound and not video.has_audio:
         raise ValueError(f"{path} has no sound; give a sound file with --sound FILE")

@@ -7,7 +7,6 @@ thresholds, SHA-256 of each file, training run). Anything that does not fit toge
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,15 +15,25 @@ import numpy as np
 import onnxruntime
 
 from avssl_ros import features
+from avssl_ros.json_input import is_number, parse_object
 from avssl_ros.paths import shipped_models
 
 FORMAT = 3
 PREFERRED_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 MAX_MODEL_BYTES = 200_000_000
+MAX_MANIFEST_BYTES = 8_000_000  # the shipped one has 100 thousand
+MAX_LABELS, MAX_DIMENSIONS = 2000, 1024
+INPUTS = {"visual": ("views", "tensor(uint8)", 4), "audio": ("log_mel", "tensor(float)", 3)}  # name, type, rank
+PARTS = tuple(INPUTS)
 
 
 def read_manifest(folder: Path) -> dict:
-    """The checked manifest of a model folder.
+    """The checked manifest of a model folder whose files are there and unaltered. Raises as `read_model` does."""
+    return read_model(folder)[0]
+
+
+def read_model(folder: Path) -> tuple[dict, dict[str, bytes]]:
+    """The checked manifest of a model folder, and the bytes of its files "visual" and "audio".
 
     Raises:
         FileNotFoundError: no folder, manifest or model file.
@@ -35,15 +44,20 @@ def read_manifest(folder: Path) -> dict:
         raise FileNotFoundError(
             f"no model manifest at {path}; give a folder with manifest.json, visual.onnx, audio.onnx"
         )
+    manifest = parse_manifest(_read_bytes(path, MAX_MANIFEST_BYTES), path)
+    return manifest, {part: _read_part(path.parent, manifest[part]) for part in PARTS}
+
+
+def parse_manifest(text: bytes, path: Path) -> dict:
+    """The checked manifest in `text`; `path` is for errors. Raises ValueError."""
     try:
-        manifest = json.loads(path.read_text())
+        manifest = parse_object(text, str(path), MAX_MANIFEST_BYTES)
         _check_manifest(manifest, path)
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        _check_decision(manifest, path)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{path} is damaged or not a manifest of avssl_ros: {error!r}; export the model again"
         ) from error
-    for part in ("visual", "audio"):
-        _check_file(path.parent / manifest[part]["file"], manifest[part]["sha256"])
     return manifest
 
 
@@ -56,29 +70,71 @@ def _check_manifest(manifest: dict, path: Path) -> None:
     for name, value in wanted.items():
         if manifest["audio"][name] != value:
             raise ValueError(f"{path}: audio {name} is {manifest['audio'][name]!r}, this front end computes {value}")
-    shape = np.shape(manifest["prototypes"])
-    if shape != (len(manifest["labels"]), manifest["dimensions"]):
+    labels, dimensions, visual = manifest["labels"], manifest["dimensions"], manifest["visual"]
+    _within(path, "number of labels", len(labels), 1, MAX_LABELS)
+    _within(path, "dimensions", dimensions, 1, MAX_DIMENSIONS)
+    _within(path, "visual size", visual["size"], 32, 1024)
+    _within(path, "visual stride", visual["stride"], 1, visual["size"])
+    _within(path, "audio seconds", manifest["audio"]["seconds"], 0.1, 60, whole=False)
+    if not (isinstance(labels, list) and all(isinstance(label, str) and label for label in labels)):
+        raise ValueError(f"{path}: labels must be a list of names")
+    prototypes = manifest["prototypes"]
+    # By hand: numpy would take a ragged list, or text that looks like numbers, for an array of something.
+    shapes = {(len(prototypes), len(row)) for row in prototypes}
+    if shapes != {(len(labels), dimensions)}:
         raise ValueError(
-            f"{path}: prototypes have shape {shape}, but there are {len(manifest['labels'])} labels "
-            f"of {manifest['dimensions']} dimensions"
+            f"{path}: prototypes have shape {sorted(shapes)[:3]}, but there are {len(labels)} labels "
+            f"of {dimensions} dimensions"
         )
-    for part in ("visual", "audio"):
+    if not all(is_number(value, -1e6, 1e6) for row in prototypes for value in row):
+        raise ValueError(f"{path}: prototypes must be finite numbers")
+    for part in PARTS:
         if Path(manifest[part]["file"]).name != manifest[part]["file"]:
             raise ValueError(f"{path}: {part} file must lie in the model folder itself, got {manifest[part]['file']!r}")
-    manifest["visual"]["size"], manifest["visual"]["stride"], manifest["audio"]["seconds"], manifest["decision"]
+        if not isinstance(manifest[part]["sha256"], str):
+            raise ValueError(f"{path}: {part} sha256 must be text, got {manifest[part]['sha256']!r}")
 
 
-def _check_file(path: Path, expected: str) -> None:
+def _check_decision(manifest: dict, path: Path) -> None:
+    """The thresholds and regressions by which the localizer decides, and which concepts make which sounds."""
+    decision = manifest["decision"]
+    for name in ("level_floor_db", "audio_gate", "same_cosine", "smallest_share", "publish", "publish_unseen"):
+        _within(path, f"decision {name}", decision[name], -200, 200, whole=False)
+    for name in ("source", "stream", "unseen"):
+        numbers = [decision[name]["bias"], *decision[name]["weights"]]
+        if not 1 < len(numbers) <= 100 or not all(is_number(number, -1e6, 1e6) for number in numbers):
+            raise ValueError(f"{path}: decision {name} must have a bias and up to 99 weights, all finite numbers")
+    labels = set(manifest["labels"])
+    named = {name for heard, seen in manifest["made_by"].items() for name in (heard, *seen)}
+    if not named <= labels:
+        raise ValueError(f"{path}: made_by names {sorted(map(str, named - labels))[:5]}, which are no labels of it")
+
+
+def _within(path: Path, name: str, value, least: float, most: float, whole: bool = True) -> None:
+    if not is_number(value, least, most) or (whole and not isinstance(value, int)):
+        raise ValueError(f"{path}: {name} must be {least}..{most}, got {str(value)[:50]!r}")
+
+
+def _read_part(folder: Path, part: dict) -> bytes:
+    """The bytes of one model file, if they are those that the manifest means."""
+    path = folder / part["file"]
     if not path.is_file():
         raise FileNotFoundError(f"model file {path} is missing; install the package again or export the model again")
-    if path.stat().st_size > MAX_MODEL_BYTES:
-        raise ValueError(f"model file {path} has {path.stat().st_size} bytes, more than {MAX_MODEL_BYTES}")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != expected:
+    data = _read_bytes(path, MAX_MODEL_BYTES)
+    found = hashlib.sha256(data).hexdigest()
+    if found != part["sha256"]:
         raise ValueError(
-            f"model file {path} was altered: its SHA-256 is {found}, the manifest says {expected}; "
+            f"model file {path} was altered: its SHA-256 is {found}, the manifest says {part['sha256']}; "
             "install the package again or export the model again"
         )
+    return data
+
+
+def _read_bytes(path: Path, most: int) -> bytes:
+    """The whole file, looking at its size first."""
+    if path.stat().st_size > most:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than the {most} that are read")
+    return path.read_bytes()
 
 
 def choose_providers(wanted=None) -> list[str]:
@@ -111,18 +167,18 @@ class Encoders:
 
     def __init__(self, models=None, providers=None, threads: int | None = None):
         folder = shipped_models() if models is None else Path(models)
-        self.manifest = read_manifest(folder)
+        self.manifest, files = read_model(folder)
         self.dimensions: int = self.manifest["dimensions"]
         self.size: int = self.manifest["visual"]["size"]
         self.stride: int = self.manifest["visual"]["stride"]
         options, chosen = _session_options(threads), choose_providers(providers)
-        paths = [folder / self.manifest[part]["file"] for part in ("visual", "audio")]
-        self._visual, self._audio = (_session(path, options, chosen) for path in paths)
+        paths = {part: folder / self.manifest[part]["file"] for part in PARTS}
+        self._visual, self._audio = (_session(part, paths[part], files[part], options, chosen) for part in PARTS)
         self.providers = tuple(self._visual.get_providers())
         self._workers = threads or len(os.sched_getaffinity(0))
         self._one_thread = self._pool = None
         if self._workers > 1 and self.providers[0] == "CPUExecutionProvider":
-            self._one_thread = _session(paths[0], _session_options(1), chosen)
+            self._one_thread = _session("visual", paths["visual"], files["visual"], _session_options(1), chosen)
             self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="view")
 
     def visual(self, views: np.ndarray) -> np.ndarray:
@@ -152,8 +208,14 @@ def _session_options(threads: int | None) -> onnxruntime.SessionOptions:
     return options
 
 
-def _session(path: Path, options, providers: list[str]) -> onnxruntime.InferenceSession:
+def _session(part: str, path: Path, data: bytes, options, providers: list[str]) -> onnxruntime.InferenceSession:
+    """From the very bytes that were checked, not from the path: no other file can come in their place, or be read by
+    them as external data."""
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(data, options, providers=providers)
     except Exception as error:  # ONNX Runtime raises several types of its own that share no base but Exception
         raise ValueError(f"{path} is not a model that ONNX Runtime can load: {error}") from error
+    found = [(entry.name, entry.type, len(entry.shape)) for entry in session.get_inputs()]
+    if found != [INPUTS[part]] or len(session.get_outputs()) != 1:
+        raise ValueError(f"{path} takes {found}, wanted {[INPUTS[part]]} and one output; export the model again")
+    return session

@@ -56,10 +56,7 @@ def draw(
 
     Returns RGB uint8 (H, W, 3). Raises ValueError on another shape, type or projection.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(f"expected an RGB uint8 image (height, width, 3), got {image.dtype} {image.shape}")
-    if projection not in ("equirectangular", "perspective"):
-        raise ValueError(f"projection must be equirectangular or perspective, got {projection!r}")
+    _check_picture(image, projection)
     canvas = _Canvas(image, None if projection == "equirectangular" else fov_deg)
     if scene.sources:
         canvas.draw_map(scene.map)
@@ -73,6 +70,30 @@ def draw(
     if message:
         canvas.draw_strip(message)
     return canvas.picture
+
+
+def draw_directions(image: np.ndarray, projection: str = "equirectangular", fov_deg: float = 90.0) -> np.ndarray:
+    """The picture with lines where directions of the localizer's are: a camera that is mounted turned shows at once.
+
+    A whole sphere gets 0, +90, 180 and -90 degrees and the horizon; an ordinary picture those of every 15 degrees that
+    it shows. Arguments, result and errors are those of `draw`.
+    """
+    _check_picture(image, projection)
+    canvas = _Canvas(image, None if projection == "equirectangular" else fov_deg)
+    names = {0: "ahead", 90: "left", 180: "behind", -90: "right"} if canvas.wraps else {0: "ahead"}
+    reach = int(fov_deg / 2) // 15 * 15
+    for number, degrees in enumerate(names if canvas.wraps else range(-reach, reach + 1, 15)):
+        canvas.draw_direction(degrees, names.get(degrees, ""), PALETTE[number % len(PALETTE)])
+    if canvas.wraps:
+        canvas.picture[canvas.height // 2] = WHITE
+    return canvas.picture
+
+
+def _check_picture(image: np.ndarray, projection: str) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(f"expected an RGB uint8 image (height, width, 3), got {image.dtype} {image.shape}")
+    if projection not in ("equirectangular", "perspective"):
+        raise ValueError(f"projection must be equirectangular or perspective, got {projection!r}")
 
 
 def _strip_text(scene: Localization) -> str:
@@ -136,6 +157,16 @@ class _Canvas:
             text = f"{degrees:+d}°" if degrees % 180 else f"{degrees}°"
             tile = _text_tile((text,), None, max(10, self._font_size * 3 // 4))
             self._paste(tile, int(x) - tile.width // 2, 0)
+
+    def draw_direction(self, degrees: float, name: str, color: tuple[int, int, int]) -> None:
+        """An upright line at this azimuth, with its degrees and `name` near the top."""
+        x = float(self._pixels(np.radians(degrees), 0.0)[0])
+        for shift in self._shifts(x - self._thickness, x + self._thickness):
+            left = max(0, round(x + shift) - self._thickness)
+            self.picture[:, left : round(x + shift) + self._thickness] = color
+        sign = f"{degrees:+d}°" if degrees % 180 else f"{degrees}°"
+        tile = _text_tile(tuple(filter(None, (sign, name))), color, self._font_size)
+        self._paste(tile, round(x) - tile.width // 2, self.height // 8)
 
     def draw_source(self, source: Source, color: tuple[int, int, int]) -> None:
         """A ring as wide as the source's extent, and its label; nothing where it lies outside a perspective picture."""

@@ -4,7 +4,7 @@
         recording.add_sound(samples, time)        # as often as there is sound
         recording.add_scene(scene)                # one line of sources.jsonl
         recording.add_frame(image, time, scene)   # one picture of overlay.mp4
-    recording.lines                               # what sources.jsonl holds, as dicts
+    recording.lines                               # what sources.jsonl holds, as dicts; of very long runs a part
 
 Whatever ends the run, what was done is on the disk: lines are flushed one by one, and the mp4 is one that a killed
 process leaves readable (mp4.py).
@@ -24,6 +24,7 @@ from avssl_ros.scene import Localization
 from avssl_ros.timeline import draw_timeline
 
 MAX_WIDTH = 1920  # of overlay.mp4: larger pictures are scaled down, as encoding them takes longer than localizing
+MAX_LINES = 40_000  # kept in memory for the timeline, over an hour at 10 Hz; about 50 MB
 
 
 class Recording:
@@ -51,6 +52,7 @@ class Recording:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lines: list[dict] = []
+        self._scenes, self._kept_every = 0, 1
         self._projection, self._fov_deg, self._title = projection, fov_deg, title
         scale = min(1.0, MAX_WIDTH / width)
         self._size = tuple(2 * round(side * scale / 2) for side in (width, height))
@@ -80,7 +82,12 @@ class Recording:
         line = scene.to_dict()
         self._jsonl.write(json.dumps(line) + "\n")
         self._jsonl.flush()
-        self.lines.append(line)
+        if self._scenes % self._kept_every == 0:
+            self.lines.append(line)
+        self._scenes += 1
+        if len(self.lines) > MAX_LINES:
+            del self.lines[1::2]
+            self._kept_every *= 2
 
     def add_frame(self, image: np.ndarray, time: float, scene: Localization) -> None:
         """Append the picture, RGB uint8 (H, W, 3) captured at `time` seconds, with `scene` drawn on it."""

@@ -10,6 +10,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from avssl_ros.json_input import is_number, parse_object
+
+SCHEMA_VERSION = 1  # of what `to_dict` gives (schemas/); grows when a field goes or changes its meaning
+# Concepts that are people. Their other noises (laughter, footsteps) bear the same label: the model does not part them.
+SPEECH_LABELS = frozenset({"person", "child", "baby"})
+MAX_LINE = 1_000_000  # characters of one scene's JSON; a real one has some hundred
+MAX_SECONDS = 1e12  # a time that a clock may show
+MAX_LISTED = 1000  # sources, or sounds out of view, of one scene that is read back
+
 
 @dataclass(frozen=True)
 class Source:
@@ -38,11 +47,18 @@ class Source:
     state: str | None = None
     onset: float | None = None
 
+    @property
+    def is_speech(self) -> bool:
+        """Whether a person makes the sound, by its label."""
+        return self.label in SPEECH_LABELS
+
     def to_dict(self) -> dict:
-        """The fields of `sources.jsonl` and `~/events`; angles in degrees."""
+        """The fields of `sources.jsonl` and `~/events` (schemas/); angles in degrees."""
         return {
             "id": self.id,
             "label": self.label,
+            "speech": self.is_speech,
+            "onset": None if self.onset is None else round(float(self.onset), 3),
             "azimuth_deg": round(float(np.degrees(self.azimuth)), 1),
             "elevation_deg": round(float(np.degrees(self.elevation)), 1),
             "extent_deg": round(float(np.degrees(self.extent)), 1),
@@ -60,7 +76,8 @@ class Unseen:
     embedding: np.ndarray
 
     def to_dict(self) -> dict:
-        return {"label": self.label, "confidence": round(float(self.confidence), 3)}
+        speech = self.label in SPEECH_LABELS
+        return {"label": self.label, "speech": speech, "confidence": round(float(self.confidence), 3)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,9 @@ class Event:
     source: Source
 
     def to_dict(self) -> dict:
-        return {"event": self.kind, "time": round(float(self.time), 3), **self.source.to_dict()}
+        """One message of `~/events` (schemas/event.schema.json)."""
+        time = round(float(self.time), 3)
+        return {"version": SCHEMA_VERSION, "event": self.kind, "time": time, **self.source.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -100,10 +119,52 @@ class Localization:
     events: tuple[Event, ...] = field(default=())
 
     def to_dict(self) -> dict:
-        """One line of `sources.jsonl`."""
+        """One line of `sources.jsonl`, and with stamp and frame a message of `~/scene` (schemas/scene.schema.json)."""
         return {
+            "version": SCHEMA_VERSION,
             "time": None if self.time is None else round(float(self.time), 3),
             "active": bool(self.active),
             "sources": [source.to_dict() for source in self.sources],
             "unseen": [sound.to_dict() for sound in self.unseen],
         }
+
+
+def read_scene(text: str) -> dict:
+    """The checked object of a `~/scene` message or a line of sources.jsonl, as `Localization.to_dict` made it.
+
+    Checks what this package's own programs go by (schemas/scene.schema.json says it all). Raises ValueError.
+    """
+    line = parse_object(text, "the scene", MAX_LINE)
+    if line.get("version") != SCHEMA_VERSION:
+        raise ValueError(f"the scene has version {line.get('version')!r}, wanted {SCHEMA_VERSION}")
+    if not isinstance(line.get("active"), bool):
+        raise ValueError(f"the scene's 'active' must be true or false, got {str(line.get('active'))[:100]!r}")
+    for name in ("sources", "unseen"):
+        sounds = line.get(name)
+        if not isinstance(sounds, list) or len(sounds) > MAX_LISTED or not all(map(_is_sound, sounds)):
+            raise ValueError(f"the scene's '{name}' must list at most {MAX_LISTED} objects with label and confidence")
+    if not all(_is_source(source) for source in line["sources"]):
+        raise ValueError(
+            "the scene's sources must have angles in degrees, a whole number or null as id, seconds or null as onset"
+        )
+    if not (line.get("time") is None or is_number(line["time"], -MAX_SECONDS, MAX_SECONDS)):
+        raise ValueError(f"the scene's time must be seconds or null, got {str(line['time'])[:100]!r}")
+    return line
+
+
+def _is_sound(sound) -> bool:
+    return (
+        isinstance(sound, dict)
+        and isinstance(sound.get("label"), str)
+        and is_number(sound.get("confidence"), 0.0, 1.0)
+    )
+
+
+def _is_source(source: dict) -> bool:
+    identity, onset = source.get("id"), source.get("onset")
+    angles = (("azimuth_deg", 180.0), ("elevation_deg", 90.0), ("extent_deg", 180.0))
+    return (
+        (identity is None or (isinstance(identity, int) and is_number(identity, 0, 2**31)))
+        and (onset is None or is_number(onset, -MAX_SECONDS, MAX_SECONDS))
+        and all(is_number(source.get(name), -most, most) for name, most in angles)
+    )

@@ -12,17 +12,27 @@ and from Matroska, and which PyAV hands over with each frame; without it a 2:1 s
 
 from __future__ import annotations
 
+import io
 import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
+import PIL.Image
 
-from avssl_ros.audio_input import open_media
+from avssl_ros.audio_input import MAX_JUMP_SECONDS, open_media
 
 MAX_PIXELS = 1 << 26  # 67 megapixels, an 11K panorama: 200 MB as RGB
+MAX_PICTURE_BYTES = 1 << 28  # of a picture file
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+# Flat pictures reach 350 as PNG and 170 as JPEG; more is no camera's picture but a small message that fills memory.
+MAX_PIXELS_PER_BYTE = 1000
+ALWAYS_ALLOWED_PIXELS = 1 << 20
+MAX_SCANS = 32  # of a progressive JPEG, which usually has 10: each costs as much time as the whole picture
+USUAL_FPS, FPS_RANGE = 25.0, (0.01, 1000.0)
 EQUIRECTANGULAR_TOLERANCE = 0.02  # how far width / height may be from 2: codecs and cameras round to multiples of 16
 # libavutil/spherical.h, enum AVSphericalProjection
 SPHERICAL_PROJECTIONS = ("equirectangular", "cubemap", "cropped equirectangular", "half equirectangular")
@@ -53,7 +63,9 @@ class VideoFile:
         self.error: str | None = None
         with open_media(self.path) as container:
             stream = _picture_stream(container, self.path)
-            self.fps = float(stream.average_rate or stream.guessed_rate or 25)
+            self.fps = float(stream.average_rate or stream.guessed_rate or USUAL_FPS)
+            if not FPS_RANGE[0] <= self.fps <= FPS_RANGE[1]:  # a damaged header, or pictures without a rhythm
+                self.fps = USUAL_FPS
             self.duration = float(stream.duration * stream.time_base) if stream.duration else None
             if self.duration is None and container.duration:
                 self.duration = container.duration / av.time_base
@@ -78,6 +90,9 @@ class VideoFile:
             try:
                 for frame in container.decode(stream):
                     time = count / self.fps if frame.time is None else float(frame.time)
+                    if time > end + MAX_JUMP_SECONDS:
+                        self.error = f"{self.path} is damaged: its video goes from {end:.1f} to {time:.1f} s"
+                        return
                     image = _upright(frame)
                     if image.shape[:2] != (self.height, self.width):
                         image = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
@@ -98,10 +113,68 @@ def read_image(path: str | Path) -> np.ndarray:
     path = Path(path)
     with open_media(path) as container:  # only looks at the size, so that nothing huge is decoded
         _picture_stream(container, path)
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if path.stat().st_size > MAX_PICTURE_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than the {MAX_PICTURE_BYTES} that are read")
+    try:
+        return decode_picture(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def decode_picture(data: bytes, enough: int | None = None) -> np.ndarray:
+    """A compressed picture as RGB uint8 (height, width, 3), upright; kind and size are checked before it is decoded.
+
+    Args:
+        data: a JPEG, PNG, WebP, BMP or TIFF file.
+        enough: pixels across that will do. A picture of at least twice as many comes at 1/2, 1/4 or 1/8 of its size,
+            which libjpeg decodes three to four times as fast, averaged over what is left out.
+
+    Raises ValueError where it is none of these, damaged, or larger than MAX_PIXELS or than its bytes make likely.
+    """
+    width = _checked_width(data)
+    flag = cv2.IMREAD_COLOR
+    for factor, reduced in ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4),
+                            (2, cv2.IMREAD_REDUCED_COLOR_2)):  # fmt: skip
+        if enough and width >= factor * enough:
+            flag = reduced
+            break
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error as error:
+        raise ValueError(f"the picture cannot be decoded: {error.err}") from error
     if image is None:
-        raise ValueError(f"{path} cannot be decoded as a picture; give a JPEG, PNG, WebP, BMP or TIFF file")
+        raise ValueError(f"the picture of {len(data)} bytes cannot be decoded: it is damaged")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _checked_width(data: bytes) -> int:
+    """The width that the picture's header states, if kind and size are such as are decoded; ValueError otherwise."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes, which are judged here, and of odd metadata
+            with PIL.Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as picture:  # reads no further than the size
+                width, height, kind = picture.width, picture.height, picture.format
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(f"the picture of {len(data)} bytes is too large to be decoded: {error}") from error
+    except Exception as error:  # a damaged header makes Pillow's readers raise whatever they stumble over
+        raise ValueError(
+            f"{len(data)} bytes cannot be decoded as a picture; wanted JPEG, PNG, WebP, BMP or TIFF ({error})"
+        ) from error
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"the picture is too large to be decoded: {width}x{height} pixels, more than the {MAX_PIXELS >> 20} "
+            "million that are read; scale it down"
+        )
+    if width * height > _likely_pixels(len(data)):
+        raise ValueError(f"the picture claims {width}x{height} pixels in only {len(data)} bytes; it is not decoded")
+    if kind in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise ValueError(f"the JPEG picture has {data.count(bytes([255, 218]))} scans, more than {MAX_SCANS}")
+    return width
+
+
+def _likely_pixels(size: int) -> int:
+    """The most pixels of a picture that a file or message of `size` bytes may claim."""
+    return max(ALWAYS_ALLOWED_PIXELS, MAX_PIXELS_PER_BYTE * size)
 
 
 def is_image(path: str | Path) -> bool:
@@ -118,7 +191,7 @@ def image_projection(path: str | Path, image: np.ndarray, projection: str = "aut
         head = file.read(1 << 18)  # XMP stands in the first segments
     if b"GPano:ProjectionType" in head and b"equirectangular" in head:
         return "equirectangular", "its Photo Sphere metadata say so"
-    return _projection_of_shape(image.shape[1], image.shape[0])
+    return projection_of_shape(image.shape[1], image.shape[0])
 
 
 def _given(projection: str) -> tuple[str, str]:
@@ -138,7 +211,11 @@ def _picture_stream(container, path: Path):
         raise ValueError(
             f"{path} has {width}x{height} pixels, more than the {MAX_PIXELS >> 20} million that are read; scale it down"
         )
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # frames may be larger than the header says
+    size = path.stat().st_size
+    most = min(MAX_PIXELS, _likely_pixels(size))
+    if width * height > most:
+        raise ValueError(f"{path} claims {width}x{height} pixels in a file of only {size} bytes; it is not decoded")
+    stream.codec_context.options = {"max_pixels": str(most)}  # frames may be larger than the header says
     return stream
 
 
@@ -158,7 +235,7 @@ def _projection_of_frame(frame: av.VideoFrame, width: int, height: int, path: Pa
             "'ffmpeg -i in.mp4 -vf stereo3d=abl:ml out.mp4' for top and bottom, or give --projection to overrule"
         )
     if "SPHERICAL" not in side_data:
-        return _projection_of_shape(width, height)
+        return projection_of_shape(width, height)
     (code,) = struct.unpack_from("=i", side_data["SPHERICAL"])
     name = SPHERICAL_PROJECTIONS[code] if code < len(SPHERICAL_PROJECTIONS) else f"unknown ({code})"
     if name == "equirectangular":
@@ -171,7 +248,8 @@ def _projection_of_frame(frame: av.VideoFrame, width: int, height: int, path: Pa
     )
 
 
-def _projection_of_shape(width: int, height: int) -> tuple[str, str]:
+def projection_of_shape(width: int, height: int) -> tuple[str, str]:
+    """The projection that a picture of this shape has without metadata, and why, for a person."""
     shape = f"{width}x{height}"
     if abs(width / height - 2.0) <= 2.0 * EQUIRECTANGULAR_TOLERANCE:
         return "equirectangular", f"no spherical metadata, and {shape} is the 2:1 shape of a 360 degree picture"

@@ -205,6 +205,29 @@ def test_demo_without_ros_says_what_to_install(monkeypatch, capsys):
     assert "avssl_ros[ros]" in error_of(capsys, "demo")
 
 
+def test_check_draws_directions_and_says_in_words_what_must_be_where(clip, tmp_path, capsys):
+    picture = tmp_path / "check.png"
+    assert cli.main(["check", str(clip), "--output", str(picture)]) == 0
+    said = capsys.readouterr().out
+    assert "equirectangular" in said and "2:1" in said and str(picture) in said and '"+90° left"' in said
+    assert cv2.imread(str(picture)).shape == (160, 320, 3)
+    square = tmp_path / "square.png"
+    cv2.imwrite(str(square), np.zeros((200, 200, 3), np.uint8))
+    assert cli.main(["check", str(square), "--output", str(picture), "--fov", "60"]) == 0
+    assert "not the 2:1 shape" in capsys.readouterr().out
+    assert cli.main(["check", str(square), "--output", str(picture), "--projection", "equirectangular"]) == 0
+    assert "the node refuses" in capsys.readouterr().out
+
+
+def test_check_explains_what_it_cannot_use(clip, tmp_path, monkeypatch, capsys):
+    assert "does not exist" in error_of(capsys, "check", tmp_path / "none.png")
+    assert "camera 99" in error_of(capsys, "check", "--camera", "99")
+    assert "cannot be written" in error_of(capsys, "check", clip, "--output", tmp_path / "none" / "a.png")
+    assert "cannot be written" in error_of(capsys, "check", clip, "--output", tmp_path / "a.nothing")
+    monkeypatch.setitem(sys.modules, "avssl_ros.ros.one_image", None)  # importing it fails
+    assert "ROS 2" in error_of(capsys, "check", "--topic", "/camera/image")
+
+
 class TestWithTheShippedModel:
     @pytest.mark.parametrize("rate", [8000, 96000])
     def test_a_video_with_sound_of_another_rate(self, clip, tmp_path, rate, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avssl_ros.geometry import angle_between, perspective_pixel_to_direction, pixel_to_direction
-from avssl_ros.overlay import draw, source_color
+from avssl_ros.overlay import draw, draw_directions, source_color
 from avssl_ros.scene import Localization, Source, Unseen
 
 WIDTH, HEIGHT = 960, 480
@@ -120,6 +120,24 @@ def test_any_size_is_drawn(size):
     scene = scene_of((10, 80), (170, -85), (-179, 3), unseen=["a very long name of a sound " * 4])
     for projection in ("equirectangular", "perspective"):
         assert draw(image, scene, projection).shape == image.shape
+
+
+def test_directions_are_drawn_where_the_geometry_says():
+    picture = draw_directions(np.zeros((200, 400, 3), np.uint8))
+    lines = np.flatnonzero((picture[150:] != 0).any(axis=2).all(axis=0))  # below labels and horizon
+    azimuths = np.degrees(pixel_to_direction(lines, 100, 400, 200)[0])
+    for degrees in (0, 90, 180, -90):
+        assert (np.abs((azimuths - degrees + 180) % 360 - 180) <= 1.5).any(), (degrees, azimuths)
+    assert all(min(abs((a - d + 180) % 360 - 180) for d in (0, 90, 180, -90)) <= 2.5 for a in azimuths)
+
+
+def test_directions_of_an_ordinary_picture_follow_its_field_of_view():
+    for fov_deg, count in ((90.0, 7), (40.0, 3)):  # every 15 degrees that it shows
+        picture = draw_directions(np.zeros((300, 400, 3), np.uint8), "perspective", fov_deg)
+        lines = (picture[200:] != 0).any(axis=2).all(axis=0)
+        assert np.count_nonzero(np.diff(np.pad(lines.astype(int), 1)) == 1) == count
+    with pytest.raises(ValueError, match="RGB uint8"):
+        draw_directions(np.zeros((300, 400), np.uint8))
 
 
 def test_wrong_input_is_refused():

@@ -16,6 +16,7 @@ from avssl_ros import paths
 
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTABLES = {"avssl", "localizer", "scene_player", "overlay"}
+SCHEMAS = {"event.schema.json", "scene.schema.json"}
 # The distributions that avssl_ros's modules come from, where the name differs from the module's.
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}
 ROS_PACKAGE = re.compile(r"rclpy\b|ament_index|\w+_(msgs|interfaces)\b")
@@ -106,6 +107,8 @@ def test_colcon_installs_executables_launch_models_and_rviz(colcon_python, setup
     ]
     assert [name for name in wanted if not (share / name).is_file()] == []
     assert (prefix / "share/ament_index/resource_index/packages/avssl_ros").is_file()
+    installed = next(prefix.glob("lib/python*/site-packages"))
+    assert {file.name for file in (installed / "avssl_ros/schemas").iterdir()} == SCHEMAS
     found = run(
         sys.executable,
         "-c",
@@ -126,6 +129,7 @@ def test_pip_installs_models_and_demo_scene_where_they_are_found(colcon_python, 
     share = prefix / "share/avssl_ros"
     assert found.split() == [str(share / "models"), str(share / "demo")]
     assert {file.name for file in (prefix / "bin").iterdir()} >= EXECUTABLES
+    assert {file.name for file in (installed / "avssl_ros/schemas").iterdir()} == SCHEMAS
 
 
 def test_setup_py_and_pyproject_say_the_same():

@@ -132,7 +132,7 @@ os._exit(9)
         recording = Recording(tmp_path, 320, 160, 10, None)
         recording.add_scene(quiet(0.5))
         written = [json.loads(text) for text in recording.sources_path.read_text().splitlines()]
-        assert written == recording.lines == [{"time": 0.5, "active": True, "sources": [], "unseen": []}]
+        assert written == recording.lines == [{"version": 1, "time": 0.5, "active": True, "sources": [], "unseen": []}]
         recording.add_frame(np.zeros((160, 320, 3), np.uint8), 0.5, quiet(0.5))
         recording.close()
         recording.close()  # twice is no error

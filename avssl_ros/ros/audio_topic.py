@@ -162,8 +162,6 @@ class AudioTopic(AudioSource):
         return converters.audio_data_to_sound(data, self._info)
 
     def _write(self, samples: np.ndarray, rate: int, capture_time: float) -> None:
-        if not np.isfinite(samples).all():
-            raise ValueError("its samples are not all finite numbers")
         if rate != self.buffer.sample_rate:
             self.buffer = AudioBuffer(rate)
         self.buffer.write(samples, capture_time)

@@ -12,27 +12,28 @@ capture time of the first sample; field `t` (uint32) the nanoseconds since then,
 from __future__ import annotations
 
 import array
-import io
 import json
 import math
 
 import cv2
 import numpy as np
-import PIL.Image
 from builtin_interfaces.msg import Duration, Time
-from geometry_msgs.msg import Point, PoseStamped
+from geometry_msgs.msg import Point, PoseStamped, Quaternion, TransformStamped, Vector3
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import ColorRGBA, Header, String
 from visualization_msgs.msg import Marker, MarkerArray
 
+from avssl_ros.features import HIGHEST_RATE, LOWEST_RATE
 from avssl_ros.geometry import (
     angle_between,
     direction_to_vector,
     perspective_pixel_to_direction,
     pixel_to_direction,
 )
+from avssl_ros.json_input import is_number, parse_object
 from avssl_ros.overlay import source_color
-from avssl_ros.scene import Event, Localization, Source, Unseen
+from avssl_ros.scene import MAX_LINE, Event, Localization, Source, Unseen, read_scene
+from avssl_ros.video_input import MAX_PIXELS, decode_picture
 
 SOURCE_DTYPE = np.dtype(
     [(name, "<f4") for name in ("x", "y", "z", "intensity")]
@@ -43,6 +44,8 @@ SOURCE_DTYPE = np.dtype(
 SOUND_DTYPE = np.dtype([("t", "<u4"), ("sample", "<f4")])
 STATES = {"onset": 1, "active": 2}
 
+MAX_SAMPLE = 1e6  # far above full scale: what is larger is no sound, and its square no float32
+MAX_SHARED_CELLS = 1 << 24  # of all sources' parts of the map together: 64 MB
 MARKER_LENGTH = 1.0  # metres: the direction is known, the distance is not
 MARKER_LIFETIME = Duration(sec=2)  # a viewer drops the arrow by itself if the node is killed
 
@@ -81,8 +84,7 @@ def message_to_rgb(message: CompressedImage | Image, enough: int | None = None) 
     """RGB uint8 (H, W, 3) of a camera message of either type. ValueError where it is broken or of another kind.
 
     Args:
-        enough: pixels across that will do. A compressed image of at least twice as many comes at 1/2, 1/4 or 1/8 of its
-            size, which libjpeg decodes three to four times as fast, averaged over what is left out.
+        enough: pixels across that will do, as of `decode_picture`; of compressed images only.
     """
     return _decompress(message, enough) if isinstance(message, CompressedImage) else _unpack(message)
 
@@ -94,29 +96,7 @@ def _decompress(message: CompressedImage, enough: int | None) -> np.ndarray:
     # libjpeg fills a cut-off picture with grey and only mutters, so the end marker is looked for.
     if data[:2] == b"\xff\xd8" and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ValueError(f"the JPEG image of {len(data)} bytes is cut off: it has no end marker")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _reduction(data, enough) if enough else cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise ValueError(f"the compressed image cannot be decoded: {error.err}") from error
-    if image is None:
-        raise ValueError(f"the compressed image of {len(data)} bytes (format '{message.format}') cannot be decoded")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _reduction(data: bytes, enough: int) -> int:
-    """The flag for cv2.imdecode that leaves at least `enough` pixels across."""
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as picture:  # reads no further than the size
-            width = picture.width
-    except PIL.Image.DecompressionBombError as error:
-        raise ValueError(f"the compressed image is too large to be decoded: {error}") from error
-    except OSError:
-        return cv2.IMREAD_COLOR  # cv2 says what is wrong with it
-    for factor, flag in ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4),
-                         (2, cv2.IMREAD_REDUCED_COLOR_2)):
-        if width >= factor * enough:
-            return flag
-    return cv2.IMREAD_COLOR
+    return decode_picture(data, enough)
 
 
 def _unpack(message: Image) -> np.ndarray:
@@ -124,6 +104,8 @@ def _unpack(message: Image) -> np.ndarray:
         raise ValueError(f"image encoding '{message.encoding}' is not supported, wanted one of {', '.join(_TO_RGB)}")
     if message.height == 0 or message.width == 0:
         raise ValueError(f"the image has no pixels: {message.width} x {message.height}")
+    if message.height * message.width > MAX_PIXELS:
+        raise ValueError(f"the image of {message.width} x {message.height} is too large, most are {MAX_PIXELS} pixels")
     channels, code = _TO_RGB[message.encoding]
     row = message.width * channels
     if message.step < row or len(message.data) != message.step * message.height:
@@ -133,7 +115,11 @@ def _unpack(message: Image) -> np.ndarray:
         )
     rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
     image = np.ascontiguousarray(rows[:, :row]).reshape(message.height, message.width, channels)
-    return image if code is None else cv2.cvtColor(image, code)
+    try:
+        return image if code is None else cv2.cvtColor(image, code)
+    except cv2.error as error:  # an odd width, which YUV 4:2:2 cannot have
+        size = f"{message.width} x {message.height}"
+        raise ValueError(f"the image of {size} '{message.encoding}' cannot be converted: {error.err}") from error
 
 
 def rgb_to_compressed(image: np.ndarray, header: Header, quality: int) -> CompressedImage:
@@ -181,10 +167,12 @@ def cloud_to_sound(message: PointCloud2) -> tuple[np.ndarray, int]:
     missing = [name for name in SOUND_DTYPE.names if name not in (records.dtype.names or ())]
     if missing:
         raise ValueError(f"sound needs the fields 't' and 'sample', got {', '.join(records.dtype.names or ['none'])}")
+    if records.dtype["t"].kind not in "iu" or records.dtype["sample"].kind not in "fiu":
+        raise ValueError(f"sound needs whole nanoseconds 't' and a number 'sample', got {records.dtype.descr}")
     span = int(records["t"][-1]) - int(records["t"][0]) if len(records) > 1 else 0
     if span <= 0:
         raise ValueError(f"the sound has {len(records)} samples over {span} ns; its rate cannot be told")
-    return records["sample"].astype(np.float32), round((len(records) - 1) * 1e9 / span)
+    return _as_samples(records["sample"]), _checked_rate((len(records) - 1) * 1e9 / span)
 
 
 def audio_stamped_to_sound(message) -> tuple[np.ndarray, int]:
@@ -195,7 +183,9 @@ def audio_stamped_to_sound(message) -> tuple[np.ndarray, int]:
         samples = np.asarray(getattr(data, f"{name}_data"), np.float32)
         if samples.size:
             silence = 128.0 if name == "uint8" else 0.0
-            return _mean_of_channels((samples - silence) / scale, info.channels), _positive_rate(info.rate)
+            with np.errstate(invalid="ignore"):
+                samples = (samples - silence) / scale
+            return _mean_of_channels(samples, info.channels), _checked_rate(info.rate)
     raise ValueError("the AudioStamped message has no samples")
 
 
@@ -215,19 +205,30 @@ def audio_data_to_sound(data, info) -> tuple[np.ndarray, int]:
     if not raw or len(raw) % (np.dtype(dtype).itemsize * max(1, info.channels)):
         raise ValueError(f"{len(raw)} bytes are no whole {info.sample_format} samples of {info.channels} channels")
     samples = np.frombuffer(raw, dtype).astype(np.float32) / np.float32(scale)
-    return _mean_of_channels(samples, info.channels), _positive_rate(info.sample_rate)
+    return _mean_of_channels(samples, info.channels), _checked_rate(info.sample_rate)
 
 
 def _mean_of_channels(interleaved: np.ndarray, channels: int) -> np.ndarray:
     if channels < 1 or interleaved.size % channels:
         raise ValueError(f"{interleaved.size} samples do not divide into {channels} channels")
-    return interleaved.reshape(-1, channels).mean(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _as_samples(interleaved.reshape(-1, channels).mean(axis=1))
 
 
-def _positive_rate(rate: int) -> int:
-    if rate <= 0:
-        raise ValueError(f"the sound states a rate of {rate} Hz")
-    return rate
+def _as_samples(values: np.ndarray) -> np.ndarray:
+    """float32 (n,), if all are finite numbers as large as sound may be; ValueError otherwise."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        samples = values.astype(np.float32)
+    if not (np.abs(samples) <= MAX_SAMPLE).all():  # NaN is not either
+        raise ValueError(f"its samples are not all finite numbers within {MAX_SAMPLE:g}; sound is in [-1, 1]")
+    return samples
+
+
+def _checked_rate(rate: float) -> int:
+    """Hz as a whole number, if a microphone may have it: a buffer of some seconds is made for it."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise ValueError(f"the sound states a rate of {rate:g} Hz, wanted {LOWEST_RATE} to {HIGHEST_RATE}")
+    return round(rate)
 
 
 # ---- results
@@ -251,16 +252,32 @@ def scene_to_direction(scene: Localization, header: Header) -> PoseStamped | Non
     """Pose at the origin whose +x points at the strongest source; None where nothing sounds."""
     if not scene.sources:
         return None
-    yaw, pitch = (
-        scene.sources[0].azimuth / 2,
-        -scene.sources[0].elevation / 2,
-    )  # half angles; y is left, so up is -pitch
     message = PoseStamped(header=header)
-    message.pose.orientation.w = math.cos(yaw) * math.cos(pitch)
-    message.pose.orientation.x = -math.sin(yaw) * math.sin(pitch)
-    message.pose.orientation.y = math.cos(yaw) * math.sin(pitch)
-    message.pose.orientation.z = math.sin(yaw) * math.cos(pitch)
+    message.pose.orientation = _orientation(scene.sources[0])
     return message
+
+
+def _orientation(source: Source) -> Quaternion:
+    """The rotation whose +x points at the source."""
+    yaw, pitch = source.azimuth / 2, -source.elevation / 2  # half angles; y is left, so up is -pitch
+    return Quaternion(
+        w=math.cos(yaw) * math.cos(pitch),
+        x=-math.sin(yaw) * math.sin(pitch),
+        y=math.cos(yaw) * math.sin(pitch),
+        z=math.sin(yaw) * math.cos(pitch),
+    )
+
+
+def scene_to_transforms(scene: Localization, header: Header) -> list[TransformStamped]:
+    """A frame `source_<id>` for each source: one metre towards it, as its distance is not known, +x pointing on."""
+    transforms = []
+    for source in scene.sources:
+        transform = TransformStamped(header=header, child_frame_id=f"source_{source.id}")
+        place = _point_towards(source, MARKER_LENGTH)
+        transform.transform.translation = Vector3(x=place.x, y=place.y, z=place.z)
+        transform.transform.rotation = _orientation(source)
+        transforms.append(transform)
+    return transforms
 
 
 def event_to_string(event: Event) -> String:
@@ -276,7 +293,14 @@ def scene_to_string(scene: Localization, header: Header) -> String:
 
 def string_stamp(text: String) -> Time:
     """The stamp of a `~/scene` message, which has no header."""
-    return Time(**json.loads(text.data)["stamp"])
+    stamp = parse_object(text.data, "the scene", MAX_LINE).get("stamp")
+    if not isinstance(stamp, dict):
+        raise ValueError("the scene has no stamp")
+    seconds, nanoseconds = stamp.get("sec"), stamp.get("nanosec")
+    whole = isinstance(seconds, int) and isinstance(nanoseconds, int)
+    if not (whole and is_number(seconds, -(2**31), 2**31 - 1) and is_number(nanoseconds, 0, 2**32 - 1)):
+        raise ValueError(f"the scene's stamp must have whole numbers sec and nanosec, got {str(stamp)[:100]}")
+    return Time(sec=seconds, nanosec=nanoseconds)
 
 
 def scene_to_markers(scene: Localization, header: Header, shown: set[int]) -> MarkerArray:
@@ -325,13 +349,19 @@ def scene_from_messages(
     """The Localization that `~/scene`, `~/sources` and `~/map` of one stamp tell of, for drawing.
 
     Embeddings are not published: they are empty. Only the map of all sources is, so each source gets those of its
-    cells that lie nearer to it than to any other; `projection` and `fov_deg` say where the cells lie.
+    cells that lie nearer to it than to any other; `projection` and `fov_deg` say where the cells lie. ValueError where
+    a message is broken or they do not belong together.
     """
-    line = json.loads(text.data)
-    labels = {source["id"]: source["label"] for source in line["sources"]}
+    line = read_scene(text.data)
+    described = {source["id"]: source for source in line["sources"]}
     nothing = np.zeros(0, np.float32)
-    records = cloud_to_records(sources)
+    records = _source_records(sources)
     joint = image_to_map(map_)
+    if not {int(identity) for identity in records["id"]} <= set(described):
+        ids = records["id"][:10].tolist()
+        raise ValueError(f"the sources have the ids {ids}, but the scene tells of {list(described)[:10]}")
+    if len(records) * joint.size > MAX_SHARED_CELLS:
+        raise ValueError(f"{len(records)} sources on a map of {joint.size} cells are more than can be drawn")
     shares = _share_map(joint, records["azimuth"], records["elevation"], projection, fov_deg)
     found = tuple(
         Source(
@@ -339,17 +369,33 @@ def scene_from_messages(
             elevation=float(record["elevation"]),
             extent=float(record["extent"]),
             confidence=float(record["intensity"]),
-            label=labels[int(record["id"])],
+            label=described[int(record["id"])]["label"],
             class_id=int(record["class_id"]),
             embedding=nothing,
             map=share,
             id=int(record["id"]),
             state=next((name for name, state in STATES.items() if state == record["state"]), None),
+            onset=described[int(record["id"])].get("onset"),
         )
         for record, share in zip(records, shares, strict=True)
     )
     unseen = tuple(Unseen(sound["label"], -1, sound["confidence"], nothing) for sound in line["unseen"])
     return Localization(found, joint, unseen, line["active"], stamp_to_seconds(sources.header.stamp))
+
+
+def _source_records(message: PointCloud2) -> np.ndarray:
+    """The points of `~/sources` (n,) with the fields of SOURCE_DTYPE, all finite."""
+    records = cloud_to_records(message)
+    missing = [name for name in SOURCE_DTYPE.names if name not in records.dtype.names]
+    if missing:
+        raise ValueError(f"sources need the fields {', '.join(SOURCE_DTYPE.names)}; {', '.join(missing)} are missing")
+    checked = np.zeros(len(records), SOURCE_DTYPE)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name in SOURCE_DTYPE.names:
+            checked[name] = records[name]
+    if not all(np.isfinite(values[name]).all() for values in (records, checked) for name in SOURCE_DTYPE.names):
+        raise ValueError("the sources' numbers are not all finite")
+    return checked
 
 
 def _share_map(joint: np.ndarray, azimuth, elevation, projection: str, fov_deg: float) -> list[np.ndarray]:
@@ -362,8 +408,11 @@ def _share_map(joint: np.ndarray, azimuth, elevation, projection: str, fov_deg: 
         cells = pixel_to_direction(x, y, width, height)
     else:
         cells = perspective_pixel_to_direction(x, y, width, height, fov_deg)
-    angles = [angle_between(*cells, *direction) for direction in zip(azimuth, elevation, strict=True)]
-    nearest = np.argmin(angles, axis=0)
+    least, nearest = np.full(joint.shape, np.inf), np.zeros(joint.shape, int)
+    for index, direction in enumerate(zip(azimuth, elevation, strict=True)):
+        angle = angle_between(*cells, *direction)
+        nearest[angle < least] = index
+        least = np.minimum(angle, least)
     return [np.where(nearest == index, joint, np.float32(0)) for index in range(len(azimuth))]
 
 
@@ -400,6 +449,11 @@ def cloud_to_records(message: PointCloud2) -> np.ndarray:
             f"{message.width} x {message.height} points of {message.point_step} bytes and {len(message.fields)} fields "
             f"do not fit {len(message.data)} bytes"
         )
+    # By hand: numpy lets an offset near 2^31 pass, and then reads beyond the buffer.
+    ends = [field.offset + np.dtype(types[field.datatype]).itemsize for field in message.fields]
+    if max(ends) > message.point_step:
+        offsets = [(field.name, field.offset) for field in message.fields]
+        raise ValueError(f"point fields must lie within the point's {message.point_step} bytes, got {offsets}")
     order = ">" if message.is_bigendian else "<"
     dtype = np.dtype(
         {

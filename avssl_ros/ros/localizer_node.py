@@ -41,6 +41,7 @@ from avssl_ros.ros.camera import Camera
 from avssl_ros.ros.health import Health
 from avssl_ros.ros.outputs import Outputs
 from avssl_ros.ros.runtime import START_ERRORS, Process, explain, run
+from avssl_ros.ros.source_frames import SourceFrames
 from avssl_ros.ros.watch import Watch
 from avssl_ros.states import States
 from avssl_ros.tracking import TrackingConfig
@@ -139,7 +140,8 @@ class LocalizerNode(LifecycleNode, Process):
         self._localizer = make_localizer(values)
         warm_up(self._localizer, values["projection"])
         stream = self._localizer.stream(values["projection"], values["views_per_frame"], **self._tracking(values))
-        self._health, self._states, self._outputs = Health(), States(), Outputs(self)
+        frames = SourceFrames(self) if values["broadcast_tf"] else None
+        self._health, self._states, self._outputs = Health(), States(), Outputs(self, frames)
         self._answers = Answers(self, self._localizer, stream, self._outputs, self._health)
         self._answers.values = values
 

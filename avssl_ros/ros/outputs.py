@@ -14,6 +14,7 @@ from std_msgs.msg import Header, String
 from visualization_msgs.msg import MarkerArray
 
 from avssl_ros.ros import converters
+from avssl_ros.ros.source_frames import SourceFrames
 from avssl_ros.scene import Event, Localization
 from avssl_ros.states import State
 
@@ -22,13 +23,13 @@ EVENT_DEPTH = 100  # events are rare and none may be lost; everything else is re
 
 
 class Outputs:
-    """The publishers of one localizer node, between its configuration and `close`.
+    """The publishers of one localizer node, between its configuration and `close`; with TF frames if `frames` is given.
 
     Used by one thread at a time, except that diagnostics and state may come from another.
     """
 
-    def __init__(self, node: Node):
-        self._node = node
+    def __init__(self, node: Node, frames: SourceFrames | None = None):
+        self._node, self._frames = node, frames
         self._sources = node.create_publisher(PointCloud2, "~/sources", DEPTH)
         self._scene = node.create_publisher(String, "~/scene", DEPTH)
         self._direction = node.create_publisher(PoseStamped, "~/direction", DEPTH)
@@ -48,6 +49,8 @@ class Outputs:
         if (direction := converters.scene_to_direction(scene, header)) is not None:
             self._direction.publish(direction)
         self._publish_markers(scene, header)
+        if self._frames is not None:
+            self._frames.publish(scene, header)
         if self._map.get_subscription_count():
             self._map.publish(converters.map_to_image(scene.map, header))
 
@@ -76,6 +79,8 @@ class Outputs:
         for publisher in (self._sources, self._scene, self._direction, self._events, self._markers, self._map,
                           self._diagnostics, self._state):  # fmt: skip
             self._node.destroy_publisher(publisher)
+        if self._frames is not None:
+            self._frames.close()
 
     def _publish_markers(self, scene: Localization, header: Header) -> None:
         if not self._markers.get_subscription_count():

@@ -116,6 +116,12 @@ LOCALIZER = (
     Parameter(
         "frame_id", "", "Frame of all results, x forward, z up (REP-103); '' takes the one of the image's header."
     ),
+    Parameter(
+        "broadcast_tf",
+        False,
+        "Publish a TF frame `source_<id>` for each source, a metre towards it. Needs tf2_msgs.",
+        read_only=True,
+    ),
     PROJECTION,
     FOV,
     Parameter(

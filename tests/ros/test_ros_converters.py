@@ -98,7 +98,7 @@ def test_each_restored_source_gets_its_own_part_of_the_map():
 def test_scene_text_carries_the_exact_stamp():
     message = converters.scene_to_string(scene(), HEADER)
     assert converters.string_stamp(message) == HEADER.stamp
-    assert json.loads(message.data)["unseen"] == [{"label": "siren", "confidence": 0.75}]
+    assert json.loads(message.data)["unseen"] == [{"label": "siren", "speech": False, "confidence": 0.75}]
 
 
 def test_event_text_has_the_documented_fields():
@@ -184,6 +184,14 @@ def test_an_image_that_claims_to_be_huge_is_refused_before_it_is_decoded():
 
 
 # ---- sound
+
+
+@pytest.mark.parametrize("offset", [5, 2**31 - 1, 2**32 - 1])
+def test_a_point_field_beyond_its_point_is_refused(offset):
+    message = converters.sound_to_cloud(np.zeros(100, np.float32), 16000, HEADER)
+    message.fields[1].offset = offset  # numpy alone crashes the process at the second (found by tests/fuzz)
+    with pytest.raises(ValueError, match="within the point's 8 bytes"):
+        converters.cloud_to_sound(message)
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000, 96000])

@@ -1,0 +1,50 @@
+"""Turns a robot's head to whoever speaks, and back ahead when nobody does.
+
+    python examples/head_follows_speaker.py --ros-args -p joint:=neck_yaw \
+        -r head/joint_trajectory:=/head_controller/joint_trajectory
+
+For a camera that stays where it is when the head turns; on a head that carries the camera, add the angle it has.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import rclpy
+from builtin_interfaces.msg import Duration
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+
+class HeadFollowsSpeaker(Node):
+    def __init__(self):
+        super().__init__("head_follows_speaker")
+        self._joint = self.declare_parameter("joint", "head_pan_joint").value
+        self._limit = self.declare_parameter("limit_deg", 120.0).value
+        self._speakers: dict[int, float] = {}  # id -> azimuth in degrees, who began first comes first
+        self._head = self.create_publisher(JointTrajectory, "head/joint_trajectory", 1)
+        self.create_subscription(String, "localizer/events", self._on_event, 100)
+
+    def _on_event(self, message: String) -> None:
+        event = json.loads(message.data)
+        if event["event"] == "offset" or not event["speech"]:
+            if self._speakers.pop(event["id"], None) is None:
+                return  # it was no speaker
+        else:
+            self._speakers[event["id"]] = event["azimuth_deg"]
+        wanted = next(iter(self._speakers.values()), 0.0)  # ahead where nobody speaks
+        angle = math.radians(max(-self._limit, min(self._limit, wanted)))
+        point = JointTrajectoryPoint(positions=[angle], time_from_start=Duration(nanosec=500_000_000))
+        self._head.publish(JointTrajectory(joint_names=[self._joint], points=[point]))
+        self.get_logger().info(f"{event['event']} of {event['label']} #{event['id']}: head to {wanted:+.0f}°")
+
+
+if __name__ == "__main__":
+    rclpy.init()
+    try:
+        rclpy.spin(HeadFollowsSpeaker())
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass

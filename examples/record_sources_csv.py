@@ -1,0 +1,38 @@
+"""Writes a line of CSV for every source in every image: for a spreadsheet or pandas.
+
+    python examples/record_sources_csv.py --ros-args -p file:=sources.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from std_msgs.msg import String
+
+COLUMNS = ("time", "id", "label", "speech", "onset", "azimuth_deg", "elevation_deg", "extent_deg", "confidence")
+
+
+class Recorder(Node):
+    def __init__(self):
+        super().__init__("source_recorder")
+        path = self.declare_parameter("file", "sources.csv").value
+        self._file = open(path, "w", newline="", encoding="utf-8", buffering=1)  # by line: a stop loses nothing
+        self._table = csv.DictWriter(self._file, COLUMNS, extrasaction="ignore")
+        self._table.writeheader()
+        self.create_subscription(String, "localizer/scene", self._on_scene, 100)
+
+    def _on_scene(self, message: String) -> None:
+        scene = json.loads(message.data)
+        self._table.writerows({"time": scene["time"], **source} for source in scene["sources"])
+
+
+if __name__ == "__main__":
+    rclpy.init()
+    try:
+        rclpy.spin(Recorder())
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass

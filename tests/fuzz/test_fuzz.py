@@ -1,0 +1,119 @@
+"""Mutated inputs at every place where data come in: only the documented errors, no hang, no memory.
+
+A few thousand inputs in `make test`; `make fuzz` runs 100,000 and prints how many each entry point took, the slowest,
+and the memory. A crash of a native library ends the process, which no test survives unseen.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import memory
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+pytest.importorskip("rclpy", reason="rclpy is absent: pip install -e '.[ros]'")
+
+import entry_points
+
+pytestmark = pytest.mark.ros
+
+DEFAULT_INPUTS, ALL_INPUTS = 2500, 100_000
+HANG_SECONDS = 1.0
+MEMORY_FACTOR = 1.5
+CHUNK = 1000  # inputs of one run of hypothesis, which remembers all of them
+
+
+@dataclass
+class Tally:
+    """What came of the inputs of one entry point."""
+
+    inputs: int = 0
+    refused: int = 0
+    slowest: float = 0.0  # seconds
+    took: float = 0.0  # seconds, all inputs together and making them
+
+
+def feed(entry: entry_points.EntryPoint, value) -> tuple[bool, float]:
+    """Whether the input was refused, and the seconds that took."""
+    begin = time.perf_counter()
+    try:
+        entry.use(value)
+        refused = False
+    except entry.errors:
+        refused = True
+    return refused, time.perf_counter() - begin
+
+
+def fuzz(entry: entry_points.EntryPoint, count: int) -> Tally:
+    tally = Tally()
+
+    def once(value) -> None:
+        refused, seconds = feed(entry, value)
+        if seconds > HANG_SECONDS:  # a busy machine may stop any program for a second, but not twice at one input
+            _, seconds = feed(entry, value)
+        assert seconds < HANG_SECONDS, f"{entry.name}: {seconds:.1f} s"
+        tally.inputs += 1
+        tally.refused += refused
+        tally.slowest = max(tally.slowest, seconds)
+
+    begin = time.perf_counter()
+    for number, first in enumerate(range(0, count, CHUNK)):
+        how = settings(max_examples=min(CHUNK, count - first), database=None, deadline=None,
+                       phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck))  # fmt: skip
+        seed(number)(how(given(entry.inputs)(once)))()
+    tally.took = time.perf_counter() - begin
+    return tally
+
+
+def run(folder, inputs: int) -> tuple[dict[str, Tally], int, int]:
+    """Tallies by entry point, and the memory before and at most, in bytes."""
+    entries = entry_points.entry_points(folder)
+    for entry in entries:
+        for value in entry.valid:
+            entry.use(value)
+    normal = memory.forget_peak()
+    tallies = {entry.name: fuzz(entry, round(inputs * entry.share)) for entry in entries}
+    return tallies, normal, memory.peak()
+
+
+def report(tallies: dict[str, Tally], normal: int, most: int) -> str:
+    lines = [f"{'entry point':24}{'inputs':>8}{'refused':>9}{'slowest':>10}{'took':>8}"]
+    lines += [f"{name:24}{tally.inputs:8d}{tally.refused / tally.inputs:9.0%}{1000 * tally.slowest:7.0f} ms"
+              f"{tally.took:6.1f} s"
+              for name, tally in tallies.items()]  # fmt: skip
+    total = sum(tally.inputs for tally in tallies.values())
+    lines.append(f"{'together':24}{total:8d}    memory {normal >> 20} MB before, at most {most >> 20} MB")
+    return "\n".join(lines)
+
+
+def judge(tallies: dict[str, Tally], normal: int, most: int) -> None:
+    assert most < MEMORY_FACTOR * normal, report(tallies, normal, most)
+    for name, tally in tallies.items():
+        assert 0.05 < tally.refused / tally.inputs <= 1.0, f"{name}: the mutations hardly spoil anything"
+        assert tally.refused < tally.inputs, f"{name}: nothing gets as far as the end"
+
+
+def test_mutated_inputs_are_used_or_refused_at_every_entry_point(tmp_path):
+    results = run(tmp_path, DEFAULT_INPUTS)
+    print(report(*results))
+    judge(*results)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_100_000_mutated_inputs(tmp_path, capsys):
+    results = run(tmp_path, ALL_INPUTS)
+    with capsys.disabled():
+        print("\n" + report(*results))
+    judge(*results)
+    assert sum(tally.inputs for tally in results[0].values()) >= ALL_INPUTS
+
+
+def test_a_hang_and_an_undocumented_error_are_noticed(tmp_path):
+    entry = entry_points.entry_points(tmp_path)[0]
+    broken = {"sleeps": (lambda _: time.sleep(1.1), AssertionError), "raises": (lambda _: {}["key"], KeyError)}
+    for name, (use, error) in broken.items():
+        with pytest.raises(error):
+            fuzz(entry_points.EntryPoint(name, entry.inputs.map(lambda _: 0), use, [], 1.0), 1)
