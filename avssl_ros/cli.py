@@ -1,4 +1,4 @@
-"""The command `avssl`: localize a file, run the demo, check a camera, list microphones.
+"""The command `avssl`: localize a file, run the demo, check a camera, record, list microphones.
 
 User errors (a file that is not there, a video without sound, an unknown provider) end with one line on stderr and exit
 status 2; Ctrl-C finishes the files and ends with 130.
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from avssl_ros import check
+from avssl_ros import check, record
 from avssl_ros.audio_input import AudioBuffer, AudioDeviceError, SoundFile, list_devices
 from avssl_ros.recording import Recording
 from avssl_ros.scene import Localization
@@ -84,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     check.add_arguments(check_camera)
     _add_fov(check_camera)
     check_camera.set_defaults(run=check.run)
+    keep = commands.add_parser(
+        "record",
+        help="keep what a camera and a microphone deliver, as material to train on",
+        description="Keep what a camera and a microphone deliver: mp4 segments in a folder that stays within a limit.",
+    )
+    record.add_arguments(keep)
+    keep.set_defaults(run=record.run)
     devices = commands.add_parser(
         "devices", help="list the microphones", description="List the sound inputs of this machine."
     )

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import time as clock
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -168,20 +166,3 @@ class SoundTap:
         if not samples.size:
             return None
         return samples, buffer.sample_rate, latest - (len(samples) - 1) / buffer.sample_rate
-
-
-def record(camera: Callable[[], np.ndarray | None], source: AudioSource, recorder: Recorder, fps: float,
-           wanted: Callable[[float], bool]) -> None:
-    """Record pictures of `camera` (RGB, None at its end) and the sound of `source` while `wanted(seconds so far)`."""
-    tap, start = SoundTap(source), clock.monotonic()
-    due = start
-    while wanted(clock.monotonic() - start):
-        image = camera()
-        if image is None:
-            return
-        if (heard := tap.read()) is not None:
-            recorder.add_sound(*heard)
-        if clock.monotonic() < due:
-            continue
-        due = max(due + 1 / fps, clock.monotonic() - 1 / fps)
-        recorder.add_frame(image, clock.time())

@@ -235,7 +235,7 @@ def endings(recorder: Recorder) -> set[tuple[int, int]]:
     return {
         stamp
         for before, stamp in zip(answers, answers[1:], strict=False)
-        if stamp in recorder.empty and stamp not in recorder.images and seconds_of(stamp) - seconds_of(before) > 0.9
+        if stamp in recorder.empty and stamp not in recorder.images and seconds_of(stamp) - seconds_of(before) > 1.0
     }
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXECUTABLES = {"avssl", "localizer", "scene_player", "overlay"}
 SCHEMAS = {"event.schema.json", "scene.schema.json"}
 # The distributions that avssl_ros's modules come from, where the name differs from the module's.
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn"}
 ROS_PACKAGE = re.compile(r"rclpy\b|ament_index|\w+_(msgs|interfaces)\b")
 # setuptools as Humble, Jazzy and Lyrical ship it; they fail in different ways (see setup.py).
 SETUPTOOLS = ("59.6.0", "68.1.2", "79.0.1")

@@ -14,7 +14,9 @@ import pytest
 
 from avssl_ros import recorder as module
 from avssl_ros.audio_input import AudioBuffer, read_audio
-from avssl_ros.recorder import Recorder, SoundTap, record
+from avssl_ros.cli import main
+from avssl_ros.record import keep
+from avssl_ros.recorder import Recorder, SoundTap
 from avssl_ros.video_input import VideoFile
 
 RATE, FPS = 16000, 10
@@ -138,12 +140,47 @@ def test_each_sample_is_read_once_and_the_loop_ends_when_it_should(tmp_path):
         assert tap.read() is None
     assert heard == pytest.approx(source.buffer.read(time.time(), 5.0).size, abs=0.1 * RATE)
 
-    def camera():
-        time.sleep(0.02)
-        source.deliver()
-        return picture(100)
+    def pictures():
+        while True:
+            time.sleep(0.02)
+            source.deliver()
+            yield picture(100)
 
     with Recorder(tmp_path, fps=FPS, sample_rate=RATE) as recorder:
-        record(camera, source, recorder, FPS, lambda seconds: seconds < 2.0)
-    pictures, sound, loud = lengths(recorder.segments()[0])
-    assert 15 <= pictures <= 21 and sound > 1.5 and loud > 0.9
+        keep(pictures(), source, recorder, FPS, seconds=2.0)
+    count, sound, loud = lengths(recorder.segments()[0])
+    assert 15 <= count <= 21 and sound > 1.5 and loud > 0.9
+
+
+def test_the_command_records_a_file_as_if_it_were_a_camera(tmp_path, capsys):
+    with Recorder(tmp_path / "camera", fps=FPS, sample_rate=RATE) as recorder:
+        play(recorder, 3.0)
+    (video,) = recorder.segments()
+    folder = tmp_path / "place"
+    arguments = ["record", str(folder), "--camera", str(video), "--sound", str(video), "--segment", "2", "--rate", "5"]
+    assert main(arguments) == 0
+    assert "2 segments written, 0 deleted" in capsys.readouterr().out
+    first, second = Recorder(folder).segments()
+    pictures, sound, heard = lengths(first)
+    assert pictures == pytest.approx(10, abs=2) and sound == pytest.approx(2, abs=0.3) and heard > 0.7
+    assert lengths(second)[0] >= 2
+    for bad, said in ((["--camera", "nowhere.mp4"], "neither the number"), (["--camera", "99"], "camera 99"),
+                      (["--segment", "0", "--camera", str(video)], "got 0.0 s")):  # fmt: skip
+        assert main(["record", str(folder), "--sound", str(video), *bad]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_stop_from_outside_finishes_the_files(tmp_path):
+    with Recorder(tmp_path / "camera", fps=FPS, sample_rate=RATE) as recorder:
+        play(recorder, 30.0)
+    video, folder = str(recorder.segments()[0]), tmp_path / "place"
+    command = [sys.executable, "-m", "avssl_ros.cli", "record", str(folder), "--camera", video, "--sound", video]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (folder.exists() and any(path.stat().st_size for path in folder.iterdir())):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and "1 segments written" in said
+    assert lengths(Recorder(folder).segments()[0])[0] >= 1
