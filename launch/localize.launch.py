@@ -80,6 +80,9 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
             "rate", default_value="15", description="Most images processed per second; 0 is no limit."
         ),
         DeclareLaunchArgument(
+            "record", default_value="", description="Folder to keep images and sound in, as mp4 segments; empty: none."
+        ),
+        DeclareLaunchArgument(
             "frame_id", default_value="", description="Frame of all results; empty takes the one of the images."
         ),
         DeclareLaunchArgument(
@@ -128,7 +131,7 @@ def localizer_node(context: LaunchContext) -> list[Node]:
     """The localizer; made once the arguments have their values."""
     given = context.launch_configurations
     audio_source = given["audio_source"] or ("topic" if given["demo"].lower() in ("true", "1") else "microphone")
-    parameters = {name: typed(name) for name in (*CAMERA, "models", "microphone", "frame_id")}
+    parameters = {name: typed(name) for name in (*CAMERA, "models", "microphone", "frame_id", "record")}
     parameters["rate"] = typed("rate", float)
     parameters["views_per_frame"] = typed("views_per_frame", int)
     parameters["audio_source"] = ParameterValue(audio_source, value_type=str)

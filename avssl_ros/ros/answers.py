@@ -20,6 +20,7 @@ from avssl_ros.audio_input import AudioSource
 from avssl_ros.localizer import Localizer, LocalizerStream, check_image
 from avssl_ros.ros import converters
 from avssl_ros.ros.health import Health
+from avssl_ros.ros.keeping import Keeping
 from avssl_ros.ros.newest import Newest
 from avssl_ros.ros.outputs import Outputs
 from avssl_ros.scene import Localization
@@ -37,6 +38,7 @@ class Answers:
     Attributes:
         values: the node's parameters by name; replaced as a whole.
         sound: where sound comes from, None where there is none; replaced as a whole.
+        keeping: what records all images, None where that is not wanted.
         sound_gap: seconds between the newest sound and the newest image, where they have been too far apart to belong
             together for sensor_timeout; else None.
     """
@@ -44,6 +46,7 @@ class Answers:
     def __init__(self, node: Node, localizer: Localizer, stream: LocalizerStream, outputs: Outputs, health: Health):
         self.values: dict = {}
         self.sound: AudioSource | None = None
+        self.keeping: Keeping | None = None
         self.sound_gap: float | None = None
         self._apart_since: float | None = None  # monotonic
         self._node, self._outputs, self._health = node, outputs, health
@@ -148,7 +151,10 @@ class Answers:
         if message.header.frame_id != self._camera_frame:  # directions of another camera, or of another mounting
             self._end_sources()
             self._camera_frame = message.header.frame_id
-        scene = self._localize(image, self._captured(message.header))
+        captured = self._captured(message.header)
+        if self.keeping is not None:
+            self.keeping.put(image, captured)
+        scene = self._localize(image, captured)
         if scene is not None:
             self._map = scene.map
             self._last_captured = scene.time

@@ -39,6 +39,7 @@ from avssl_ros.ros.answers import Answers
 from avssl_ros.ros.audio_topic import AudioTopic
 from avssl_ros.ros.camera import Camera
 from avssl_ros.ros.health import Health
+from avssl_ros.ros.keeping import Keeping
 from avssl_ros.ros.outputs import Outputs
 from avssl_ros.ros.runtime import START_ERRORS, Process, explain, run
 from avssl_ros.ros.source_frames import SourceFrames
@@ -153,6 +154,8 @@ class LocalizerNode(LifecycleNode, Process):
         except AudioDeviceError as error:  # the node lives on, and its state and diagnostics say why
             sound_error = str(error)
             self.get_logger().error(sound_error)
+        if values["record"]:
+            self._answers.keeping = Keeping(self, lambda: self._values, lambda: self._sound)
         self._camera = Camera(self, values["image_transport"], values["image_reliability"], self._on_image)
         self._watch = Watch(self, self._camera, self._answers, self._outputs, self._health, self._states)
         self._watch.sound_error = sound_error
@@ -168,6 +171,9 @@ class LocalizerNode(LifecycleNode, Process):
             self._camera = None
         if self._answers is not None:
             self._answers.stop()
+            if self._answers.keeping is not None:
+                self._answers.keeping.close()
+                self._answers.keeping = None
         if self._watch is not None:
             self._watch.close(why)
             self._watch = None

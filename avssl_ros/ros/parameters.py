@@ -188,6 +188,17 @@ LOCALIZER = (
         "Largest move between two images that keeps a source's identity.",
         range=(1.0, 180.0),
     ),
+    Parameter(
+        "record", "", "Folder in which images and sound are kept as mp4 segments; '' keeps none.", read_only=True
+    ),
+    Parameter(
+        "record_limit",
+        10.0,
+        "GB of all segments together; the oldest are deleted.",
+        range=(0.01, 100000.0),
+        read_only=True,
+    ),
+    Parameter("record_rate", 5.0, "Most images kept per second.", range=(0.1, 60.0)),
 )
 VIEWS = (
     "fov_deg", "view_azimuths_deg", "view_elevation_deg", "view_fov_deg", "view_vertical_fov_deg", "view_size",

@@ -1,0 +1,47 @@
+"""The node keeps what it sees and hears, where it is told to, and lives on where it cannot."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is absent: pip install -e '.[ros]'")
+
+from ros_graph import LOUDNESS_NODE, Feed, log_of, terminate, wait_until
+from sensor_msgs.msg import PointCloud2
+
+from avssl_ros.audio_input import read_audio
+from avssl_ros.recorder import Recorder
+from avssl_ros.video_input import VideoFile
+
+pytestmark = pytest.mark.ros
+
+START_SECONDS = 60.0
+
+
+def test_images_and_sound_are_kept_while_the_node_localizes(processes, peer, tmp_path):
+    folder = tmp_path / "place"
+    process = processes.start(LOUDNESS_NODE, audio_source="topic", record=str(folder), record_rate=4.0)
+    answers = peer.collect(PointCloud2, "localizer/sources")
+    with Feed(peer):
+        wait_until(lambda: answers, START_SECONDS, "an answer")
+        begun = time.monotonic()
+        wait_until(lambda: time.monotonic() - begun > 4.0, 10, "four seconds")
+    assert terminate(process)[0] == 0
+    segments = Recorder(folder).segments()
+    assert 1 <= len(segments) <= 2, log_of(process)  # the first may have begun before the sound was there
+    video = VideoFile(segments[-1])
+    times = [moment for moment, _ in video]
+    assert (video.width, video.height) == (512, 256) and 5 <= len(times) <= 30
+    assert np.median(np.diff(times)) == pytest.approx(0.25, abs=0.1)
+    samples, rate = read_audio(segments[-1])
+    assert rate == 16000 and len(samples) / rate > 0.5 * times[-1] and np.abs(samples).max() > 0.1
+
+
+def test_a_folder_that_cannot_be_made_is_said_at_the_start(processes, tmp_path):
+    (tmp_path / "file").write_text("")
+    process = processes.start(LOUDNESS_NODE, audio_source="topic", record=str(tmp_path / "file" / "place"))
+    assert process.wait(timeout=START_SECONDS) == 1
+    assert "cannot start" in log_of(process) and "place" in log_of(process)
