@@ -1,7 +1,7 @@
 """`avssl record`: keep what a camera and a microphone of this machine deliver, as material to train or adapt on.
 
 Writes mp4 segments (recorder.py) until Ctrl-C, SIGTERM, --seconds, or the end of a file that stands in for the camera.
-A node that runs keeps its own sensors' with the parameter `record`.
+A node that runs keeps its own sensors' with the parameter `record`; with --bag a ROS 2 bag is turned into segments.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="number of a camera of this machine, or a video file that is played once (default: 0)")
     parser.add_argument("--microphone", metavar="NAME", help="name, or a part of it (default: the system's default)")
     parser.add_argument("--sound", metavar="FILE", help="take the sound from this file, in a loop")
+    parser.add_argument("--bag", metavar="BAG", help="take both from a ROS 2 bag (sqlite3, MCAP)")
+    parser.add_argument("--image-topic", metavar="NAME", help="of the bag, where it has several")
+    parser.add_argument("--sound-topic", metavar="NAME", help="of the bag, where it has several")
     parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="pictures of a second (default: 10)")
     parser.add_argument("--segment", type=float, default=SEGMENT_SECONDS, metavar="SECONDS",
                         help=f"length of a file (default: {SEGMENT_SECONDS:g})")
@@ -41,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Record, and say what there is; returns the exit status. Raises ValueError, OSError, AudioDeviceError."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside finishes the files, as Ctrl-C does
+    if arguments.bag:
+        return convert_bag(arguments)
     source: AudioSource = FileAudio(arguments.sound, loop=True) if arguments.sound else Microphone(arguments.microphone)
     pictures = camera(arguments.camera)
     recorder = Recorder(arguments.output, arguments.segment, arguments.limit * GB, arguments.rate, source.sample_rate)
@@ -54,9 +59,33 @@ def run(arguments: argparse.Namespace) -> int:
         if (status := source.status()).state != "ok":
             print(f"avssl: warning: {status.detail}", file=sys.stderr)
         source.stop()
-    size = sum(path.stat().st_size for path in recorder.segments())
-    print(f"{arguments.output}: {recorder.written} segments written, {recorder.deleted} deleted, {size / 1e6:.1f} MB")
+    summary(recorder)
     return 0
+
+
+def convert_bag(arguments: argparse.Namespace) -> int:
+    """The same of a bag, as fast as it can be read."""
+    try:
+        from avssl_ros.ros.bag import Bag
+    except ImportError as error:
+        raise ValueError(f"the messages of a bag need ROS 2, which is not here ({error}): "
+                         "pip install 'avssl_ros[ros,bags]'") from error
+    bag = Bag(arguments.bag, arguments.image_topic, arguments.sound_topic)
+    try:
+        limit = arguments.limit * GB
+        with Recorder(arguments.output, arguments.segment, limit, arguments.rate, bag.sample_rate) as recorder:
+            bag.convert(recorder)
+    finally:
+        bag.close()
+    if bag.unreadable:
+        print(f"avssl: warning: {bag.unreadable} messages could not be read and are left out", file=sys.stderr)
+    summary(recorder)
+    return 0
+
+
+def summary(recorder: Recorder) -> None:
+    size = sum(path.stat().st_size for path in recorder.segments())
+    print(f"{recorder.folder}: {recorder.written} segments written, {recorder.deleted} deleted, {size / 1e6:.1f} MB")
 
 
 def keep(pictures: Iterator[np.ndarray | None], source: AudioSource, recorder: Recorder, rate: float,

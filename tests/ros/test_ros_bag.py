@@ -1,0 +1,75 @@
+"""Bags of images and sound become the segments that a recording of the same would be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is absent: pip install -e '.[ros]'")
+pytest.importorskip("rosbags", reason="rosbags is absent: pip install -e '.[bags]'")
+
+from rclpy.serialization import serialize_message
+from rosbags import rosbag2
+from rosbags.typesys import Stores, get_typestore
+from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import Header
+
+from avssl_ros.audio_input import read_audio
+from avssl_ros.cli import main
+from avssl_ros.recorder import Recorder
+from avssl_ros.ros import converters
+from avssl_ros.video_input import VideoFile
+
+pytestmark = pytest.mark.ros
+
+START, RATE = 1_795_000_000.0, 16000
+IMAGE, CLOUD = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/PointCloud2"
+
+
+def write_bag(path, plugin, cameras=("/camera/image/compressed",), seconds=3.0):
+    """Ten images and ten blocks of a tone a second, and an image that is none."""
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * RATE)) / RATE).astype(np.float32)
+    with rosbag2.Writer(path, version=9, storage_plugin=plugin) as writer:
+        images = [writer.add_connection(name, IMAGE, typestore=store) for name in cameras]
+        sound = writer.add_connection("/audio", CLOUD, typestore=store)
+        for number in range(round(10 * seconds)):
+            time = START + number / 10
+            header = Header(stamp=converters.seconds_to_stamp(time), frame_id="camera")
+            picture = converters.rgb_to_compressed(np.full((64, 128, 3), 5 * number, np.uint8), header, 90)
+            first = number * RATE // 10
+            block = converters.sound_to_cloud(tone[first : first + RATE // 10], RATE, header)
+            for connection in images:
+                writer.write(connection, round(time * 1e9), bytes(serialize_message(picture)))
+            writer.write(sound, round(time * 1e9), bytes(serialize_message(block)))
+        broken = CompressedImage(header=header, format="jpeg", data=b"no picture")
+        writer.write(images[0], round(time * 1e9) + 1, bytes(serialize_message(broken)))
+    return path
+
+
+@pytest.mark.parametrize("plugin", ["SQLITE3", "MCAP"])
+def test_a_bag_becomes_segments_with_the_times_of_its_headers(tmp_path, capsys, plugin):
+    bag = write_bag(tmp_path / "bag", rosbag2.StoragePlugin[plugin])
+    assert main(["record", str(tmp_path / "place"), "--bag", str(bag), "--segment", "2"]) == 0
+    said = capsys.readouterr()
+    assert "2 segments written" in said.out and "1 messages could not be read" in said.err
+    first, second = Recorder(tmp_path / "place").segments()
+    assert first.name == "20261118T110640.000Z.mp4" and second.name == "20261118T110642.000Z.mp4"
+    shown = list(VideoFile(first))
+    assert len(shown) == 20 and [round(moment, 2) for moment, _ in shown[:3]] == [0.0, 0.1, 0.2]
+    assert shown[10][1].mean() == pytest.approx(50, abs=4)
+    samples, rate = read_audio(first)
+    assert rate == RATE and len(samples) == pytest.approx(2 * RATE, rel=0.05) and np.abs(samples).max() > 0.3
+
+
+def test_what_is_not_in_the_bag_or_not_alone_in_it_is_named(tmp_path, capsys):
+    bag = write_bag(tmp_path / "bag", rosbag2.StoragePlugin.MCAP, ("/left/compressed", "/right/compressed"), 0.5)
+    place = ["record", str(tmp_path / "place"), "--bag"]
+    assert main([*place, str(bag)]) == 2
+    assert "2 topics with images" in (said := capsys.readouterr().err) and "/right/compressed" in said
+    assert main([*place, str(bag), "--image-topic", "/middle"]) == 2
+    assert "no topic /middle" in capsys.readouterr().err
+    assert main([*place, str(bag), "--image-topic", "/right/compressed"]) == 0
+    (tmp_path / "none").mkdir()
+    assert main([*place, str(tmp_path / "none")]) == 2
+    assert "no ROS 2 bag" in capsys.readouterr().err
