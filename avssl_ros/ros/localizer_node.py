@@ -32,6 +32,7 @@ from std_msgs.msg import Header
 from avssl_ros.audio_input import AudioDeviceError, AudioSource, AudioStatus, FileAudio, Microphone
 from avssl_ros.geometry import ViewLayout
 from avssl_ros.localizer import Localizer, check_image
+from avssl_ros.noise import NoiseProfile
 from avssl_ros.ros import converters, health, parameters
 from avssl_ros.ros.audio_topic import AudioTopic
 from avssl_ros.ros.camera import Camera
@@ -52,7 +53,7 @@ PATIENT_LOOKS = 3  # diagnoses, one a second, before a camera that is there but 
 
 def make_localizer(values: dict) -> Localizer:
     """The localizer that the parameters ask for. Raises FileNotFoundError or ValueError, as Localizer does."""
-    return Localizer(
+    localizer = Localizer(
         models=values["models"] or None,
         providers=None if values["providers"] == ["auto"] else values["providers"],
         threads=values["threads"] or None,
@@ -61,6 +62,9 @@ def make_localizer(values: dict) -> Localizer:
         fov_deg=values["fov_deg"],
         view_size=values["view_size"] or None,
     )
+    if values["noise_profile"]:
+        localizer.noise = NoiseProfile.load(values["noise_profile"])
+    return localizer
 
 
 def warm_up(localizer: Localizer, projection: str) -> None:
