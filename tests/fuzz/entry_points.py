@@ -6,6 +6,7 @@ fields and JSON values replaced) and may raise nothing but the errors it documen
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Callable
@@ -99,7 +100,7 @@ def spoiled_json(draw, whole: list[dict]) -> str:
         if key != "" and draw(st.integers(0, 3)) == 0:
             del node[key]
         elif key != "":
-            node[key] = draw(st.sampled_from([*JUNK, *FLOATS]))
+            node[key] = copy.deepcopy(draw(st.sampled_from([*JUNK, *FLOATS])))  # it may be spoiled further
         if not tree:
             break
     return json.dumps(tree)
