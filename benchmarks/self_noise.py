@@ -31,7 +31,7 @@ import tyro
 from streams import ANSWERED, StillSight
 from tqdm import tqdm
 
-from avssl_ros import Localizer, features
+from avssl_ros import Localizer, blas, features
 from avssl_ros.audio_input import read_audio
 from avssl_ros.geometry import angle_between
 from avssl_ros.localizer import RECENT_SECONDS
@@ -149,10 +149,11 @@ class Row:
         return self._floor.stands_out(power)
 
 
-def play(localizer: Localizer, image: np.ndarray, sound: np.ndarray, profile: NoiseProfile, step: float) -> dict:
+def play(localizer: Localizer, image: np.ndarray, sound: np.ndarray, profile: NoiseProfile, step: float,
+         names: tuple[str, ...] = tuple(ROWS)) -> dict:
     """What each row tells of a picture and a sound, the visual embeddings of which are kept."""
     localizer.encoders.look_again()
-    rows = {name: Row(localizer, profile if p else None, adaptive, step) for name, (p, adaptive) in ROWS.items()}
+    rows = {name: Row(localizer, profile if ROWS[name][0] else None, ROWS[name][1], step) for name in names}
     window = int(localizer.window_seconds * RATE)
     for time in np.arange(max(step, 0.4), len(sound) / RATE, step):
         end = int(time * RATE)
@@ -186,7 +187,7 @@ def speech(generator: SceneGenerator, items: list, rng: np.random.Generator) -> 
 def main(config: NoiseConfig) -> dict:
     rng = np.random.default_rng(config.seed)
     generator = open_scenes(config.data, "test", config.seed)
-    localizer = Localizer(models=config.models)
+    localizer = Localizer(models=config.models, threads=1)
     localizer.encoders, localizer.cut = HeardOnce(localizer.encoders), StillCut(localizer.cut)
     voices = [item for item in read_items("sound", "test") if "/speech_" in item.file]
     noises = read_noises(config.data, rng)
@@ -209,8 +210,8 @@ def main(config: NoiseConfig) -> dict:
         begin = LEAD_SECONDS + len(known) / RATE
         by_itself = play(localizer, image, alone, profile, config.step)
         with_voice = play(localizer, image, mixed, profile, config.step)
-        heard_clean = found(play(localizer, image, clean, profile, config.step)["nothing"], objects[0], LEAD_SECONDS,
-                            config.step)  # fmt: skip
+        by_voice = play(localizer, image, clean, profile, config.step, ("nothing",))
+        heard_clean = found(by_voice["nothing"], objects[0], LEAD_SECONDS, config.step)
         for name in ROWS:
             is_found = found(with_voice[name], objects[0], begin, config.step)
             for counts in (tally[name][kind], tally[name]["all"]):
@@ -237,4 +238,5 @@ def print_report(report: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(NoiseConfig, description=__doc__))
+    with blas.one_thread():
+        main(tyro.cli(NoiseConfig, description=__doc__))
