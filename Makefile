@@ -12,7 +12,7 @@ SUITABLE := import sys, platform; sys.exit(not ((3, 10) <= sys.version_info[:2] 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c '$(SUITABLE)' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
 
-.PHONY: help demo test test-all faults soak fuzz bench bench-localization bench-objectives bench-streams bench-views bench-latency bench-pipeline train train-small lint clean
+.PHONY: help demo test test-all faults soak fuzz bench bench-localization bench-objectives bench-streams bench-views bench-latency bench-pipeline bench-noise train train-small lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | column -t -s:
@@ -72,7 +72,10 @@ bench-latency: $(VENV)/.test-ready  ## one step beside other networks, by stages
 bench-pipeline: $(VENV)/.test-ready  ## packing and caching of clips beside other ways
 	$(BIN)/python benchmarks/data_pipeline.py --json benchmarks/out/data_pipeline.json
 
-bench: bench-localization bench-streams bench-views bench-latency bench-pipeline  ## every claimed figure
+bench-noise: $(VENV)/.test-ready  ## fans, motors and rooms: false sources, and speech above them, with a noise profile and without
+	$(BIN)/python benchmarks/self_noise.py --json benchmarks/out/self_noise.json
+
+bench: bench-localization bench-streams bench-views bench-latency bench-pipeline bench-noise  ## every claimed figure
 
 train: $(VENV)/.test-ready  ## retrain the shipped models (see training/train.py --help)
 	$(BIN)/python training/train.py

@@ -16,13 +16,14 @@ import numpy as np
 from tqdm import tqdm
 
 from avssl_ros import check, record
-from avssl_ros.audio_input import AudioBuffer, AudioDeviceError, SoundFile, list_devices
+from avssl_ros.audio_input import AudioBuffer, AudioDeviceError, SoundFile, list_devices, read_audio
 from avssl_ros.recording import Recording
 from avssl_ros.scene import Localization
 from avssl_ros.timeline import source_names
 from avssl_ros.video_input import VideoFile, image_projection, is_image, read_image
 
 MIN_SOUND_SECONDS = 0.1  # with less sound than this before a frame, nothing can be said about it
+UNSTEADY_DB = 3.0  # spread of a noise profile; of fans and motors it is below 2
 STILL_FPS = 15.0  # of the overlay that is made from a single picture and a sound
 
 EXAMPLES = """examples:
@@ -91,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     record.add_arguments(keep)
     keep.set_defaults(run=record.run)
+    noise = commands.add_parser(
+        "noise-profile",
+        help="make a profile of the robot's own noise from a recording",
+        description="Make a noise profile for the node's parameter noise_profile from a recording of the robot's own "
+        "noise: fans on, motors running, and nothing else that sounds; 10 s or more, by the same microphone.",
+    )
+    noise.add_argument("recording", metavar="RECORDING", help="sound or video file")
+    noise.add_argument("--output", metavar="FILE", default="noise.json", help="file to write (default: noise.json)")
+    noise.set_defaults(run=_noise_profile)
     devices = commands.add_parser(
         "devices", help="list the microphones", description="List the sound inputs of this machine."
     )
@@ -148,6 +158,19 @@ def _number(low: float, high: float):
         return value
 
     return number
+
+
+def _noise_profile(arguments: argparse.Namespace) -> int:
+    from avssl_ros import noise
+
+    samples, sample_rate = read_audio(arguments.recording)
+    profile = noise.NoiseProfile.of_recording(samples, sample_rate)
+    profile.save(arguments.output)
+    spread = float(profile.spread_db.mean())
+    print(f"{arguments.output}: of {len(samples) / sample_rate:.1f} s; the noise wavers by {spread:.1f} dB")
+    if spread > UNSTEADY_DB:
+        print("That is a lot: does something else sound in it? What wavers like it will not be heard.")
+    return 0
 
 
 def _devices(_) -> int:

@@ -34,6 +34,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from avssl_ros.audio_input import AudioDeviceError, AudioSource, FileAudio, Microphone
 from avssl_ros.geometry import ViewLayout
 from avssl_ros.localizer import Localizer, check_views
+from avssl_ros.noise import NoiseProfile
 from avssl_ros.ros import parameters
 from avssl_ros.ros.answers import Answers
 from avssl_ros.ros.audio_topic import AudioTopic
@@ -63,12 +64,15 @@ def views_of(values: dict) -> dict:
 
 def make_localizer(values: dict) -> Localizer:
     """The localizer that the parameters ask for. Raises FileNotFoundError or ValueError, as Localizer does."""
-    return Localizer(
+    localizer = Localizer(
         models=values["models"] or None,
         providers=None if values["providers"] == ["auto"] else values["providers"],
         threads=values["threads"] or None,
         **views_of(values),
     )
+    if values["noise_profile"]:
+        localizer.noise = NoiseProfile.load(values["noise_profile"])
+    return localizer
 
 
 def warm_up(localizer: Localizer, projection: str) -> None:

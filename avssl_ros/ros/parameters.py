@@ -111,6 +111,12 @@ LOCALIZER = (
         "belongs to the image stamped t.",
         range=(-2.0, 2.0),
     ),
+    Parameter(
+        "noise_profile",
+        "",
+        "File of `avssl noise-profile`: the robot's own noise, which is then not heard; '' for none.",
+        read_only=True,
+    ),
     IMAGE_TRANSPORT,
     IMAGE_RELIABILITY,
     Parameter(

@@ -6,6 +6,7 @@ fields and JSON values replaced) and may raise nothing but the errors it documen
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Callable
@@ -21,10 +22,12 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header, String
 
+from avssl_ros import features
 from avssl_ros.audio_input import AudioBuffer, SoundFile, read_audio
 from avssl_ros.encoders import parse_manifest
 from avssl_ros.geometry import ViewLayout
 from avssl_ros.microphone_process import SAID, SOUND, Block, BlockReader
+from avssl_ros.noise import ROWS, NoiseProfile
 from avssl_ros.overlay import draw as draw_picture
 from avssl_ros.paths import shipped_models
 from avssl_ros.ros import converters, parameters
@@ -97,7 +100,7 @@ def spoiled_json(draw, whole: list[dict]) -> str:
         if key != "" and draw(st.integers(0, 3)) == 0:
             del node[key]
         elif key != "":
-            node[key] = draw(st.sampled_from([*JUNK, *FLOATS]))
+            node[key] = copy.deepcopy(draw(st.sampled_from([*JUNK, *FLOATS])))  # it may be spoiled further
         if not tree:
             break
     return json.dumps(tree)
@@ -268,6 +271,11 @@ class Files:
         for _, image in VideoFile(self.path):
             assert image.ndim == 3
 
+    def noise_profile(self, text: str) -> None:
+        self.path.write_text(text, errors="replace")
+        profile = NoiseProfile.load(self.path)
+        assert profile.stands_out(np.ones((features.N_MELS, 201), np.float32)).shape == (ROWS, 13)
+
     def picture(self, data: bytes) -> None:
         self.path.write_bytes(data)
         assert read_image(self.path).ndim == 3
@@ -368,18 +376,20 @@ def entry_points(folder: Path) -> list[EntryPoint]:
     small = json.loads(manifest) | {"labels": ["dog", "cat"], "prototypes": [[0.5, 0.1]] * 2, "dimensions": 2,
                                     "made_by": {"dog": ["cat"]}}  # fmt: skip
     line = json.loads(SCENE_TEXT)
+    profile = {"format": 1, "power": [1e-3] * features.N_MELS, "spread_db": [0.5] * ROWS}
     whole = (SCENE_TEXT, SCENE_CLOUD, SCENE_MAP)
     info = SimpleNamespace(rate=16000, sample_rate=16000, channels=1, coding_format="wave", sample_format="F32LE")
     sound = _sound_clouds()
     return [
         EntryPoint("compressed image", compressed, use_compressed, [(data, None) for data in pictures], 0.16),
-        EntryPoint("raw image", raw_images(), use_raw, RAW[:3], 0.1),
+        EntryPoint("raw image", raw_images(), use_raw, RAW[:3], 0.08),
         EntryPoint("sound, PointCloud2", clouds(sound), use_cloud, sound, 0.12),
         EntryPoint("sound, audio_common", audio_common(), use_audio_common, [("data", info, bytes(64))], 0.08),
-        EntryPoint("microphone process", spoiled(BLOCKS), use_microphone, BLOCKS, 0.06),
+        EntryPoint("microphone process", spoiled(BLOCKS), use_microphone, BLOCKS, 0.04),
         EntryPoint("model manifest", spoiled_json([small]), use_manifest, [manifest, json.dumps(small)], 0.1),
         EntryPoint("scene messages", scenes(), use_scene, [whole], 0.12),
         EntryPoint("line of sources.jsonl", spoiled_json([line]), use_line, [SCENE_TEXT], 0.08),
+        EntryPoint("noise profile", spoiled_json([profile]), files.noise_profile, [json.dumps(profile)], 0.04),
         EntryPoint("parameters", settings_of_the_node(), use_settings, [{}, {"rate": 5.0}], 0.1),
         EntryPoint("sound file", spoiled(files.sounds), files.sound, files.sounds, 0.04),
         EntryPoint("video file", spoiled(files.videos), files.video, files.videos, 0.02),

@@ -1,0 +1,242 @@
+"""Fans, motors and rooms: does noise make sources, and is speech above it still found? With a profile and without.
+
+    python benchmarks/self_noise.py [--seconds 45] [--json FILE]      (make bench-noise)
+
+Each noise is a recording of the shared material (sounds/background: fan, motor, room_hum, noise_synthetic) or made
+here. Its first half is what the profile is made of; its second half is played in a loop at a random level (-40 to
+-25 dB) before a still picture with a person and three other things of the test split (the noises are of all splits).
+Columns:
+
+minutes      of noise alone
+false        sources that were published in them
+scenes       of 3 s of speech, 5 dB above the noise (RMS of the parts with voice against RMS of the noise)
+found        of those, in how many a source within 20 degrees of the person was published for 0.5 s
+still found  of those in which the same speech without noise was found
+
+Rows: nothing; the noise profile; the adaptive floor (of the last 20 s).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import scipy.signal
+import tyro
+from streams import ANSWERED, StillSight
+from tqdm import tqdm
+
+from avssl_ros import Localizer, blas, features
+from avssl_ros.audio_input import read_audio
+from avssl_ros.geometry import angle_between
+from avssl_ros.localizer import RECENT_SECONDS
+from avssl_ros.noise import AdaptiveFloor, NoiseProfile
+from avssl_ros.tracking import Tracker, TrackingConfig
+from training.data import read_items
+from training.evaluate import WITHIN, write_report
+from training.mixing import hum, pink_noise
+from training.scenes import SceneGenerator, open_scenes
+
+KINDS = ("fan", "motor", "room_hum", "noise_synthetic")
+RATE = features.SAMPLE_RATE
+LEAST_SECONDS = 4.0  # of a recording, so that each half is enough
+SPEECH_SECONDS, LEAD_SECONDS, TAIL_SECONDS = 3.0, 2.0, 1.0
+FLOOR_SECONDS = 20.0
+ROWS = {"nothing": (False, False), "profile": (True, False), "adaptive": (False, True)}
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """What to measure, on how much."""
+
+    data: Path = Path("../shared/data")  # folder with photos/, sounds/ and panoramas/
+    models: Path | None = None  # model folder; None: the shipped one
+    seconds: float = 45.0  # of each noise alone
+    noises: int | None = None  # how many of them; None: all
+    snr_db: float = 5.0
+    step: float = 0.2  # seconds between two moments
+    seed: int = 5
+    json: Path | None = None  # also write the figures here
+
+
+class HeardOnce(StillSight):
+    """Encoders that also keep what they heard last: all rows hear the same."""
+
+    def __init__(self, encoders):
+        super().__init__(encoders)
+        self._last, self._heard = None, None
+
+    def audio(self, log_mel: np.ndarray) -> np.ndarray:
+        if self._last is None or not np.array_equal(self._last, log_mel):
+            self._last, self._heard = log_mel, self._encoders.audio(log_mel)
+        return self._heard
+
+
+def read_noises(data: Path, rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
+    """Kind and samples at RATE of every noise."""
+    files = [path for kind in KINDS for path in sorted((data / "sounds/background" / kind).glob("*.ogg"))]
+    recorded = [(path.parent.name, features.as_mono(*read_audio(path))) for path in files]
+    length = int(10 * RATE)
+    made = [rng.standard_normal(length).astype(np.float32), pink_noise(rng, length), hum(rng, length, 50.0),
+            synthetic_fan(rng, length), synthetic_motor(rng, length, 87.0),
+            synthetic_motor(rng, length, 233.0)]  # fmt: skip
+    long_enough = [(kind, noise) for kind, noise in recorded if len(noise) >= LEAST_SECONDS * RATE]
+    return long_enough + [("made here", noise) for noise in made]
+
+
+def synthetic_fan(rng: np.random.Generator, length: int) -> np.ndarray:
+    """Air: pink noise that the blades modulate, and the tone at which they pass."""
+    time = np.arange(length) / RATE
+    air = pink_noise(rng, length)
+    blades = np.sin(2 * np.pi * 140 * time) + 0.4 * np.sin(2 * np.pi * 280 * time)
+    return (air / air.std() * (1 + 0.15 * np.sin(2 * np.pi * 28 * time)) + 0.5 * blades).astype(np.float32)
+
+
+def synthetic_motor(rng: np.random.Generator, length: int, turns: float) -> np.ndarray:
+    """Harmonics of a rate of turning that wavers by a percent, and brush noise above 2 kHz."""
+    wander = scipy.signal.lfilter([1e-4], [1, -(1 - 1e-4)], rng.standard_normal(length))
+    phase = 2 * np.pi * np.cumsum(turns * (1 + 0.01 * wander / np.abs(wander).max())) / RATE
+    tones = sum(np.sin(k * phase + rng.uniform(0, 6)) / k**0.7 for k in range(1, 25))
+    above = scipy.signal.butter(4, 2000, "high", fs=RATE, output="sos")
+    brushes = scipy.signal.sosfilt(above, rng.standard_normal(length))
+    return (tones / tones.std() + 0.3 * brushes / brushes.std()).astype(np.float32)
+
+
+def looped(samples: np.ndarray, seconds: float) -> np.ndarray:
+    """Played again and again, faded over 0.1 s into its next turn."""
+    fade = int(0.1 * RATE)
+    ramp = np.sin(np.linspace(0, np.pi / 2, fade)).astype(np.float32)  # of equal power, as noise adds
+    turn = samples[:-fade].copy()
+    turn[:fade] = turn[:fade] * ramp + samples[-fade:] * ramp[::-1]
+    return np.resize(turn, int(seconds * RATE))
+
+
+class StillCut:
+    """`Localizer.cut`, with the views of one picture kept."""
+
+    def __init__(self, cut):
+        self._cut, self._image, self._views = cut, None, None
+
+    def __call__(self, image: np.ndarray, projection: str):
+        if image is not self._image:
+            self._image, self._views = image, self._cut(image, projection)
+        return self._views
+
+
+class Row:
+    """One way of treating noise: a tracker, and for the adaptive floor what it has heard."""
+
+    def __init__(self, localizer: Localizer, profile: NoiseProfile | None, adaptive: bool, step: float):
+        self._localizer, self._profile, self._step = localizer, profile, step
+        self._floor = AdaptiveFloor(FLOOR_SECONDS) if adaptive else None
+        self._tracking = TrackingConfig()
+        self._tracker = Tracker(self._tracking)
+        self.told: list[tuple[float, tuple]] = []
+
+    def look(self, image: np.ndarray, sound: np.ndarray, time: float) -> None:
+        self._localizer.noise = self._profile
+        scene = self._localizer._localize(image, sound, RATE, "equirectangular", self._tracking.offset_confidence,
+                                          RECENT_SECONDS, None, self._stands_out if self._floor else None)  # fmt: skip
+        self.told.append((time, self._tracker.update(scene.sources, time)[0]))
+
+    def _stands_out(self, power: np.ndarray):
+        self._floor.hear(power[:, -round(self._step * RATE / features.HOP) :])
+        return self._floor.stands_out(power)
+
+
+def play(localizer: Localizer, image: np.ndarray, sound: np.ndarray, profile: NoiseProfile, step: float,
+         names: tuple[str, ...] = tuple(ROWS)) -> dict:
+    """What each row tells of a picture and a sound, the visual embeddings of which are kept."""
+    localizer.encoders.look_again()
+    rows = {name: Row(localizer, profile if ROWS[name][0] else None, ROWS[name][1], step) for name in names}
+    window = int(localizer.window_seconds * RATE)
+    for time in np.arange(max(step, 0.4), len(sound) / RATE, step):
+        end = int(time * RATE)
+        for row in rows.values():
+            row.look(image, sound[max(0, end - window) : end], float(time))
+    return {name: row.told for name, row in rows.items()}
+
+
+def found(told: list, person, start: float, step: float) -> bool:
+    """Whether a source near the person was published for long enough from `start` on."""
+    def near(source) -> bool:
+        return angle_between(source.azimuth, source.elevation, person.azimuth, person.elevation) <= WITHIN
+
+    return sum(time >= start and any(map(near, sources)) for time, sources in told) * step >= ANSWERED
+
+
+def scene(generator: SceneGenerator, rng: np.random.Generator) -> tuple[np.ndarray, tuple]:
+    """A picture with a person, the first of its four objects."""
+    others = [name for name in generator.lookable if name not in ("person", "child", "crowd")]
+    return generator._place(rng, ["person", *map(str, rng.choice(others, 3, replace=False))], 1)
+
+
+def speech(generator: SceneGenerator, items: list, rng: np.random.Generator) -> np.ndarray:
+    """3 s of a voice, scaled so that the parts in which it sounds have an RMS of 1."""
+    samples = generator.collection.sound(items[rng.integers(len(items))])
+    samples = np.resize(samples, int(SPEECH_SECONDS * RATE))
+    voiced = np.abs(samples) > 0.02 * np.abs(samples).max()
+    return samples / np.sqrt(np.square(samples[voiced]).mean())
+
+
+def main(config: NoiseConfig) -> dict:
+    rng = np.random.default_rng(config.seed)
+    generator = open_scenes(config.data, "test", config.seed)
+    localizer = Localizer(models=config.models, threads=1)
+    localizer.encoders, localizer.cut = HeardOnce(localizer.encoders), StillCut(localizer.cut)
+    voices = [item for item in read_items("sound", "test") if "/speech_" in item.file]
+    noises = read_noises(config.data, rng)
+    if config.noises is not None:
+        noises = [noises[index] for index in rng.permutation(len(noises))[: config.noises]]
+    tally: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(float)))
+    for kind, noise in tqdm(noises, unit="noise", disable=None):
+        image, objects = scene(generator, rng)
+        half = len(noise) // 2
+        gain = np.float32(10 ** ((rng.uniform(-40, -25) - features.loudest_block_db(noise)) / 20))
+        profile = NoiseProfile.of_recording(gain * noise[:half], RATE)
+        alone = np.clip(looped(gain * noise[half:], config.seconds), -1, 1)
+        voice = speech(generator, voices, rng) * np.sqrt(np.square(alone).mean()) * 10 ** (config.snr_db / 20)
+        first = int(LEAD_SECONDS * RATE)
+        clean = np.zeros(int((LEAD_SECONDS + SPEECH_SECONDS + TAIL_SECONDS) * RATE), np.float32)
+        clean[first : first + len(voice)] = voice
+        # The adaptive floor has heard the noise for a while before somebody speaks.
+        known = alone[-int(FLOOR_SECONDS / 2 * RATE) :]
+        mixed = np.clip(np.concatenate([known, alone[: len(clean)] + clean]), -1, 1)
+        begin = LEAD_SECONDS + len(known) / RATE
+        by_itself = play(localizer, image, alone, profile, config.step)
+        with_voice = play(localizer, image, mixed, profile, config.step)
+        by_voice = play(localizer, image, clean, profile, config.step, ("nothing",))
+        heard_clean = found(by_voice["nothing"], objects[0], LEAD_SECONDS, config.step)
+        for name in ROWS:
+            is_found = found(with_voice[name], objects[0], begin, config.step)
+            for counts in (tally[name][kind], tally[name]["all"]):
+                counts["minutes"] += config.seconds / 60
+                counts["false"] += len({source.id for _, sources in by_itself[name] for source in sources})
+                counts["scenes"] += 1
+                counts["found"] += is_found
+                counts["clean"] += heard_clean
+                counts["still"] += is_found and heard_clean
+    generator.collection.close()
+    report = {name: {kind: dict(counts) for kind, counts in kinds.items()} for name, kinds in tally.items()}
+    print_report(report)
+    write_report(report, config.json)
+    return report
+
+
+def print_report(report: dict) -> None:
+    print(f"{'':10}{'noise':18}{'minutes':>8}{'false':>7}{'scenes':>8}{'found':>7}{'still found':>13}")
+    for name, kinds in report.items():
+        for kind, counts in kinds.items():
+            still = f"{counts['still'] / counts['clean']:.0%} of {counts['clean']:.0f}" if counts["clean"] else "-"
+            print(f"{name:10}{kind:18}{counts['minutes']:8.1f}{counts['false']:7.0f}{counts['scenes']:8.0f}"
+                  f"{counts['found'] / counts['scenes']:7.0%}{still:>13}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    with blas.one_thread():
+        main(tyro.cli(NoiseConfig, description=__doc__))
