@@ -305,7 +305,7 @@ class Microphone(AudioSource):
     FIRST_SOUND_SECONDS = 5.0  # a freshly opened one gets longer: PulseAudio may take 2 s to its first block
     CHECK_SECONDS = 0.1
     FIRST_RETRY_SECONDS = 0.5
-    MAX_RETRY_SECONDS = 2.0
+    MAX_RETRY_SECONDS = 1.5  # a process started in vain costs 0.2 s of one core; a device is to be back within 3 s
     STOP_SECONDS = 2.0
 
     def __init__(

@@ -6,6 +6,7 @@ multi-threaded one has open faults (rclpy#1223, #1452).
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 
@@ -34,30 +35,40 @@ class Process(Node):
 
 
 def run(make_node: Callable[[], Process], args: list[str] | None = None) -> int:
-    """Spin the node until it finishes or a signal comes; returns the exit status: 0, or 1 where it could not start."""
+    """Spin the node until it finishes or a signal comes; returns the exit status: 0, or 1 where it could not start.
+
+    After a signal the process ends here, with status 0.
+    """
     stopping.listen()
     stopping.hold()  # what DDS puts into shared memory must be taken away again
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    status = _run(make_node)
+    rclpy.shutdown()
+    if stopping.wanted.is_set():
+        gc.collect()  # frees what DDS still holds for the node, before the process ends without doing so
+        stopping.leave()
+    return status
+
+
+def _run(make_node: Callable[[], Process]) -> int:
     node = None
     try:
-        node = make_node()
-        with stopping.at_once():
-            node.begin()
-    except Exception as error:
-        if stopping.wanted.is_set():  # it comes of the signal that broke the start off
+        try:
+            node = make_node()
+            with stopping.at_once():
+                node.begin()
+        except SystemExit:  # a signal broke the start off
             return 0
-        if not isinstance(error, START_ERRORS):
-            raise
-        print(f"cannot start: {explain(error)}", file=sys.stderr)
-        return 1
-    else:
+        except START_ERRORS as error:
+            if not stopping.wanted.is_set():  # else it comes of the signal
+                print(f"cannot start: {explain(error)}", file=sys.stderr)
+            return 1
         _spin(node)
         return 0
     finally:
         if node is not None:
             node.close()
             node.destroy_node()
-        rclpy.shutdown()
 
 
 def _spin(node: Process) -> None:

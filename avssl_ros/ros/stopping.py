@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -59,6 +60,13 @@ def at_once():
         yield
     finally:
         _phase = _HOLDING
+
+
+def leave() -> None:
+    """End the process with status 0 now: to take libraries down one by one takes a second, on a busy machine more."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _on_signal(*_) -> None:
