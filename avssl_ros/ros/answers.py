@@ -18,7 +18,7 @@ from std_msgs.msg import Header
 
 from avssl_ros.audio_input import AudioSource
 from avssl_ros.localizer import Localizer, LocalizerStream, check_image
-from avssl_ros.ros import converters
+from avssl_ros.ros import converters, stopping
 from avssl_ros.ros.health import Health
 from avssl_ros.ros.keeping import Keeping
 from avssl_ros.ros.newest import Newest
@@ -28,7 +28,7 @@ from avssl_ros.scene import Localization
 WAIT_SECONDS = 0.1  # how often the worker looks whether it should end
 MIN_SOUND_SECONDS = 0.25  # less than this says nothing: right after the start, or after a gap
 LISTEN_SECONDS = 0.5  # between two scenes of sound alone
-JOIN_SECONDS = 0.8
+JOIN_SECONDS = 0.8  # of the 2 s in which the process is to end
 WARN_SECONDS = 5.0
 
 
@@ -76,7 +76,8 @@ class Answers:
         self._stopping.set()
         if self._worker is None:
             return
-        self._worker.join(JOIN_SECONDS)
+        # A worker that goes on beside its successor would publish as well, so it is waited for, but not at the end.
+        self._worker.join(JOIN_SECONDS if stopping.wanted.is_set() else None)
         if not self._worker.is_alive():
             self._safely(self._end_sources)
         self._worker = None

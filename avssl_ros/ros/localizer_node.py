@@ -251,6 +251,8 @@ class LocalizerNode(LifecycleNode, Process):
         return self.get_clock().now().nanoseconds * 1e-9
 
     def _on_image(self, message) -> None:
+        if self._camera is None:  # it came while the node was being deactivated
+            return
         self._health.image_arrived()
         self._answers.put(message)
 
