@@ -120,10 +120,10 @@ class Localizer:
         image = check_image(image, projection)
         samples = features.as_mono(audio, sample_rate)
         views, surface = self.cut(image, projection)
-        clusters = self.hear(samples, views, recent, see, stands_out)
+        clusters = self.hear(samples, recent, stands_out)
         if clusters is None:
             return Localization((), np.zeros(surface.azimuth.shape, np.float32), (), active=False)
-        clusters, visual = clusters
+        visual = (see or self.encoders.visual)(views).reshape(-1, self.encoders.dimensions)
         model = self.decision["source" if recent is None else "stream"]
         sources, heard = self._sources(clusters, visual, surface, publish, model)
         in_view = {id(sound) for sound in heard}
@@ -144,14 +144,13 @@ class Localizer:
         rows, columns = view.shape[0] // stride, view.shape[1] // stride
         return view[None], plane_surface(rows, columns, image.shape[0] / image.shape[1], self.fov_deg)
 
-    def hear(self, samples: np.ndarray, views: np.ndarray, recent: float | None, see: Callable | None = None,
-             stands_out: Callable | None = None):
-        """Clusters of the sound and the views' embeddings (P, D), or None when there is nothing above floor and noise.
+    def hear(self, samples: np.ndarray, recent: float | None = None,
+             stands_out: Callable | None = None) -> list[Cluster] | None:
+        """What sounds, apart from where: clusters of the sound's embeddings; None with nothing above floor and noise.
 
         Args:
-            samples: (n,) float32 at features.SAMPLE_RATE. views: as from `cut`.
+            samples: (n,) float32 at features.SAMPLE_RATE.
             recent: seconds at the end of the window that decide what sounds now; None for all of it.
-            see: views to their embeddings; None is the encoder itself.
             stands_out: mel power to the patches that are no noise (bool), or None where that is not known.
         """
         window = int(self.window_seconds * features.SAMPLE_RATE)
@@ -170,9 +169,7 @@ class Localizer:
         if not weight.any():
             return None
         audio = self.encoders.audio(features.normalised_log(power)[None])[0]
-        dimensions = self.encoders.dimensions
-        visual = (see or self.encoders.visual)(views).reshape(-1, dimensions)
-        return cluster(audio.reshape(-1, dimensions), weight.ravel(), self.prototypes, decision), visual
+        return cluster(audio.reshape(-1, self.encoders.dimensions), weight.ravel(), self.prototypes, decision)
 
     def _sources(self, clusters: list[Cluster], visual: np.ndarray, surface: fusion.Surface, publish: float, model):
         """Sources of one moment, and the clusters that they make."""

@@ -56,10 +56,10 @@ class CalibrateConfig:
 def candidates(localizer: Localizer, scene: Scene, recent: float | None = None) -> tuple[list, list]:
     """For each round of one scene the features and rightness of its candidates, and those of each sound's name."""
     views, surface = localizer.cut(scene.image, "equirectangular")
-    heard = localizer.hear(scene.sound, views, recent)
-    if heard is None or not heard[0]:
+    clusters = localizer.hear(scene.sound, recent)
+    if not clusters:
         return [], []
-    clusters, visual = heard
+    visual = localizer.encoders.visual(views).reshape(-1, localizer.encoders.dimensions)
     truth = {placed.concept for placed in scene.sounding} | {scene.offscreen}
     concepts = [concept.name for concept in read_concepts()]
     groups, names, found_before = [], [], set()
