@@ -12,6 +12,7 @@ import time
 import zlib
 from pathlib import Path
 
+import av
 import cv2
 import media
 import memory
@@ -69,13 +70,14 @@ def jpeg() -> bytes:
     return cv2.imencode(".jpg", noise)[1].tobytes()
 
 
-def png_of_zeros(width: int, height: int) -> bytes:
+def png_of_zeros(width: int, height: int, rows: int | None = None) -> bytes:
+    """Black; with only the first `rows` in it, where they are given."""
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = zlib.compress(bytes((3 * width + 1) * height), 9)
+    pixels = zlib.compress(bytes((3 * width + 1) * (rows or height)))
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def test_a_picture_of_100_megapixels_is_refused_before_memory_is_taken(jpeg):
@@ -83,7 +85,7 @@ def test_a_picture_of_100_megapixels_is_refused_before_memory_is_taken(jpeg):
         with pytest.raises(ValueError, match=said):
             decode_picture(data)
 
-    for data in (with_size(jpeg, 14142, 7071), with_size(jpeg, 65535, 65535), png_of_zeros(14142, 7071)):
+    for data in (with_size(jpeg, 14142, 7071), with_size(jpeg, 65535, 65535), png_of_zeros(14142, 7071, rows=99)):
         assert grown_by(lambda data=data: decode(data, "too large")) < 20 << 20
     assert grown_by(lambda: decode_picture(png_of_zeros(3840, 1920))) > 20 << 20  # it is measured indeed
 
@@ -187,6 +189,26 @@ def test_a_run_of_a_day_keeps_a_bounded_number_of_lines(tmp_path, monkeypatch):
     times = [line["time"] for line in files.lines]
     assert 25 <= len(times) <= 51 and np.ptp(np.diff(times)) < 0.01 and times[-1] > 95  # evenly over the whole run
     assert len(files.sources_path.read_text().splitlines()) == 1000
+
+
+def test_a_time_that_jumps_by_hours_ends_the_reading_and_is_told(tmp_path):
+    path = tmp_path / "jump.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        voice = container.add_stream("flac", rate=8000, layout="mono")
+        for number in (0, 1, 2, 400_000):  # tenths of a second
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 64, 3), np.uint8), format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+            block = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+            block.sample_rate, block.pts = 8000, 800 * number
+            container.mux(voice.encode(block))
+        for each in (stream, voice):
+            container.mux(each.encode())
+    video, sound = VideoFile(path), SoundFile(path)
+    assert len(list(video)) == 3 and "goes from 0.3 to 40000.0 s" in video.error
+    assert max(block_time for block_time, _ in sound) < 1.0 and "damaged" in sound.error
 
 
 # ---- models and JSON

@@ -142,6 +142,8 @@ def image_to_map(message: Image) -> np.ndarray:
             f"expected a 32FC1 map without padding, got '{message.encoding}', {message.width} x {message.height}, "
             f"{len(message.data)} bytes"
         )
+    if not message.data:
+        raise ValueError(f"the map has no cells: {message.width} x {message.height}")
     return np.frombuffer(message.data, "<f4").reshape(message.height, message.width)
 
 

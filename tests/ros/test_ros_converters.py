@@ -95,6 +95,13 @@ def test_each_restored_source_gets_its_own_part_of_the_map():
     assert peaks == [[[16, 16]], [[16, 48]]]
 
 
+@pytest.mark.parametrize("width, height", [(0, 0), (0, 8), (2**31, 0)])
+def test_a_map_without_cells_is_refused(width, height):  # the overlay died of it (found by tests/fuzz)
+    empty = Image(encoding="32FC1", width=width, height=height)
+    with pytest.raises(ValueError, match="no cells"):
+        converters.image_to_map(empty)
+
+
 def test_scene_text_carries_the_exact_stamp():
     message = converters.scene_to_string(scene(), HEADER)
     assert converters.string_stamp(message) == HEADER.stamp
