@@ -297,6 +297,14 @@ class TestWithFakeSounddevice:
         assert microphone.status().detail == "microphone 'fake' at 8000 Hz" and microphone.status().overflows == 1
         microphone.stop()
 
+    def test_who_need_not_know_does_not_wait_for_the_device(self, fake):
+        fake("hangs")
+        microphone = Microphone(wait=False)
+        start = time.monotonic()
+        microphone.start()
+        assert time.monotonic() - start < 1.0 and microphone.status().state == "absent"
+        microphone.stop()
+
     def test_what_libraries_print_disturbs_nothing(self, fake):
         fake("chatty")
         microphone = Microphone()
