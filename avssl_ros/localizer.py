@@ -21,7 +21,7 @@ from avssl_ros.geometry import (
     pixel_to_direction,
     sphere_grid,
 )
-from avssl_ros.noise import AdaptiveFloor, NoiseProfile
+from avssl_ros.noise import NoiseProfile
 from avssl_ros.scene import Event, Localization, Source, Unseen
 from avssl_ros.tracking import HeardTracker, Tracker, TrackingConfig
 
@@ -102,22 +102,19 @@ class Localizer:
             scene = self._localize(image, audio, sample_rate, projection, self.decision["publish"], recent=None)
         return replace(scene, sources=tuple(sorted(scene.sources, key=lambda source: -source.confidence)))
 
-    def stream(self, projection: str = "equirectangular", views_per_frame: int = 0, floor_seconds: float = 0.0,
-               **tracking) -> LocalizerStream:
+    def stream(self, projection: str = "equirectangular", views_per_frame: int = 0, **tracking) -> LocalizerStream:
         """A stream with identities, onsets and offsets.
 
         Args:
             projection: as of `localize`.
             views_per_frame: how many views are looked at anew in each frame, in turn; 0 for all. With fewer, a frame
                 costs less and the others' embeddings are some frames old: for cameras faster than the machine.
-            floor_seconds: over which an adaptive noise floor (noise.py) looks back; 0 for none.
             tracking: the fields of TrackingConfig.
         """
         _check_projection(projection)
         self.check_views_per_frame(views_per_frame)
         see = ViewsInTurn(self.encoders, views_per_frame)
-        floor = AdaptiveFloor(floor_seconds) if floor_seconds else None
-        return LocalizerStream(self, projection, TrackingConfig(**tracking), see, floor)
+        return LocalizerStream(self, projection, TrackingConfig(**tracking), see)
 
     def check_views_per_frame(self, views_per_frame: int) -> None:
         """ValueError where there are not so many views."""
@@ -125,12 +122,12 @@ class Localizer:
             raise ValueError(f"views_per_frame must be 0..{len(self.layout)}, got {views_per_frame}")
 
     def _localize(self, image, audio, sample_rate, projection, publish, recent: float | None,
-                  see: Callable | None = None, stands_out: Callable | None = None) -> Localization:
+                  see: Callable | None = None) -> Localization:
         _check_projection(projection)
         image = check_image(image, projection)
         samples = features.as_mono(audio, sample_rate)
         views, surface = self.cut(image, projection)
-        clusters = self.hear(samples, recent, stands_out)
+        clusters = self.hear(samples, recent)
         if clusters is None:
             return Localization((), np.zeros(surface.azimuth.shape, np.float32), (), active=False)
         visual = (see or self.encoders.visual)(views).reshape(-1, self.encoders.dimensions)
@@ -154,14 +151,12 @@ class Localizer:
         rows, columns = view.shape[0] // stride, view.shape[1] // stride
         return view[None], plane_surface(rows, columns, image.shape[0] / image.shape[1], self.fov_deg)
 
-    def hear(self, samples: np.ndarray, recent: float | None = None,
-             stands_out: Callable | None = None) -> list[Cluster] | None:
+    def hear(self, samples: np.ndarray, recent: float | None = None) -> list[Cluster] | None:
         """What sounds, apart from where: clusters of the sound's embeddings; None with nothing above floor and noise.
 
         Args:
             samples: (n,) float32 at features.SAMPLE_RATE.
             recent: seconds at the end of the window that decide what sounds now; None for all of it.
-            stands_out: mel power to the patches that are no noise (bool), or None where that is not known.
         """
         window = int(self.window_seconds * features.SAMPLE_RATE)
         samples = samples[-window:]
@@ -170,9 +165,8 @@ class Localizer:
             return None
         power = features.mel_power(np.pad(samples, (window - len(samples), 0)))
         weight, decision = audible(features.patch_power(power)), self.decision
-        for test in (self.noise and self.noise.stands_out, stands_out):
-            if test is not None and (is_more := test(power)) is not None:
-                weight *= is_more
+        if self.noise is not None:
+            weight *= self.noise.stands_out(power)
         if recent is not None:
             decision = {**decision, "smallest_share": max(RECENT_SHARE, decision["smallest_share"])}
             weight[:, : -int(np.ceil(recent / PATCH_SECONDS))] = 0.0
@@ -234,9 +228,8 @@ class ViewsInTurn:
 class LocalizerStream:
     """Frames of one camera and microphone in the order of their capture; adds id, state, onset and events."""
 
-    def __init__(self, localizer: Localizer, projection: str, config: TrackingConfig, see: ViewsInTurn,
-                 floor: AdaptiveFloor | None = None):
-        self._localizer, self._projection, self._see, self._floor = localizer, projection, see, floor
+    def __init__(self, localizer: Localizer, projection: str, config: TrackingConfig, see: ViewsInTurn):
+        self._localizer, self._projection, self._see = localizer, projection, see
         self._tracker, self._heard = Tracker(config), HeardTracker()
         self._time: float | None = None
 
@@ -259,8 +252,7 @@ class LocalizerStream:
             self._see.forget()
         with blas.one_thread():
             scene = self._localizer._localize(image, audio, sample_rate, self._projection,
-                                              self.config.offset_confidence, RECENT_SECONDS, self._see,
-                                              self._follow_noise(time) if self._floor else None)  # fmt: skip
+                                              self.config.offset_confidence, RECENT_SECONDS, self._see)  # fmt: skip
         ended = self.silence(time) if jumped else ()  # after what may refuse the image, so that no event is lost
         self._time = time
         if not scene.active:
@@ -282,8 +274,7 @@ class LocalizerStream:
         localizer = self._localizer
         samples = features.as_mono(audio, sample_rate)
         with blas.one_thread():
-            follow = self._follow_noise(time) if self._floor else None
-            clusters = localizer.hear(samples, RECENT_SECONDS, follow)
+            clusters = localizer.hear(samples, RECENT_SECONDS)
         heard = tuple(found for sound in clusters or () for found in localizer._unseen(sound))
         self._time = time
         self._see.forget()
@@ -298,17 +289,6 @@ class LocalizerStream:
         self._see = ViewsInTurn(localizer.encoders, views_per_frame)
         self._heard.end()
         return self._tracker.end()
-
-    def _follow_noise(self, time: float) -> Callable:
-        """What tells a frame's patches from the adaptive floor, which hears what is new since the last frame first."""
-        passed = 0.0 if self._time is None else max(time - self._time, 0.0)
-
-        def stands_out(power: np.ndarray) -> np.ndarray | None:
-            new = min(round(passed * features.SAMPLE_RATE / features.HOP), power.shape[1])
-            self._floor.hear(power[:, power.shape[1] - new :])
-            return self._floor.stands_out(power)
-
-        return stands_out
 
     def silence(self, time: float) -> tuple[Event, ...]:
         """Ends all tracks when a sensor is gone; returns their offset events."""

@@ -8,15 +8,11 @@ not heard.
 Per mel band the profile has the noise's mean power. The sound's power is divided by it band by band (whitened) before
 it is averaged over a time-frequency patch, so that a tone of the motor does not hide a voice between its harmonics. A
 patch takes part only where that average is further above 1 than the noise's own patches are.
-
-`AdaptiveFloor` estimates the noise while the stream runs, by minimum statistics (Martin 2001): the least power of
-each band in the last tens of seconds. It needs no recording, but a source that sounds without a pause becomes noise.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +29,6 @@ SPREADS = 3.0  # how many spreads above its mean a patch of the noise may be
 MARGIN_DB = 1.0  # and beyond them
 EDGE_FRAMES = 2
 ROWS = features.N_MELS // features.PATCH
-SUBWINDOW_SECONDS = 1.0
-FLOOR_READY_SECONDS = 5.0
-FLOOR_BIAS = 1.5  # the mean of a noise's patches against their minimum over some tens of seconds
-FLOOR_SPREAD_DB = 1.5
 
 
 def whitened(power: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -47,16 +39,6 @@ def whitened(power: np.ndarray, noise: np.ndarray) -> np.ndarray:
     relative[:, -EDGE_FRAMES:] = relative[:, -EDGE_FRAMES - 1, None]
     relative = features.patch_power(relative)
     return 10 * np.log10(np.maximum(relative, 1e-9))
-
-
-def stands_out(power: np.ndarray, noise: np.ndarray, spread_db: np.ndarray) -> np.ndarray:
-    """Bool (ROWS, patches): which time-frequency patches of mel power (N_MELS, frames) are more than this noise.
-
-    One of them alone is chance: it needs a neighbour. Else a single stray patch would be all that is heard.
-    """
-    above = whitened(power, noise) > (SPREADS * spread_db + MARGIN_DB)[:, None]
-    neighbours = cv2.boxFilter(above.astype(np.float32), -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    return above & (neighbours >= 2)
 
 
 @dataclass(frozen=True)
@@ -80,8 +62,14 @@ class NoiseProfile:
         return cls(mean, whitened(power, mean).std(axis=1))
 
     def stands_out(self, power: np.ndarray) -> np.ndarray:
-        """See the function of this name."""
-        return stands_out(power, self.power, self.spread_db)
+        """Bool (ROWS, patches): which time-frequency patches of mel power (N_MELS, frames) are more than this noise.
+
+        One of them alone is chance: it needs a neighbour. Else a single stray patch would be all that is heard.
+        """
+        above = whitened(power, self.power) > (SPREADS * self.spread_db + MARGIN_DB)[:, None]
+        ones = above.astype(np.float32)
+        neighbours = cv2.boxFilter(ones, -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
+        return above & (neighbours >= 2)
 
     def save(self, path: str | Path) -> None:
         """As JSON."""
@@ -106,32 +94,3 @@ class NoiseProfile:
             if not is_right or not all(is_number(value, least, most) for value in values):
                 raise ValueError(f"{path}: {name} must be {count} numbers within {least}..{most:g}")
         return cls(np.array(profile["power"], np.float32), np.array(profile["spread_db"], np.float32))
-
-
-class AdaptiveFloor:
-    """The noise of the last `seconds`, followed frame by frame; nothing is held back before it has heard enough."""
-
-    def __init__(self, seconds: float):
-        self._seconds = seconds
-        self._minima: deque[np.ndarray] = deque(maxlen=max(2, round(seconds / SUBWINDOW_SECONDS)))
-        self._current, self._heard = None, 0.0  # minimum of the subwindow that is being heard, and its seconds
-        self._waiting = np.zeros((features.N_MELS, 0), np.float32)  # frames that do not fill a patch yet
-
-    def hear(self, power: np.ndarray) -> None:
-        """New mel power (N_MELS, frames), each frame once."""
-        self._waiting = np.concatenate([self._waiting, power], axis=1)
-        while self._waiting.shape[1] >= features.PATCH:
-            block = self._waiting[:, : features.PATCH].mean(axis=1)
-            self._waiting = self._waiting[:, features.PATCH :]
-            self._current = block if self._current is None else np.minimum(self._current, block)
-            self._heard += features.PATCH * features.HOP / features.SAMPLE_RATE
-            if self._heard >= SUBWINDOW_SECONDS:
-                self._minima.append(self._current)
-                self._current, self._heard = None, 0.0
-
-    def stands_out(self, power: np.ndarray) -> np.ndarray | None:
-        """As NoiseProfile's; None where too little was heard to know."""
-        if len(self._minima) * SUBWINDOW_SECONDS < FLOOR_READY_SECONDS:
-            return None
-        noise = FLOOR_BIAS * np.min(self._minima, axis=0)
-        return stands_out(power, noise, np.full(ROWS, FLOOR_SPREAD_DB))

@@ -29,7 +29,8 @@ MAX_PIXELS = 1 << 26  # 67 megapixels, an 11K panorama: 200 MB as RGB
 MAX_PICTURE_BYTES = 1 << 28  # of a picture file
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # Flat pictures reach 350 as PNG and 170 as JPEG; more is no camera's picture but a small message that fills memory.
-MAX_PIXELS_PER_BYTE = 1000
+MAX_PIXELS_PER_BYTE = 400
+MAX_FRAME_PIXELS_PER_FILE_BYTE = 1000  # of a video, which may be short and black
 ALWAYS_ALLOWED_PIXELS = 1 << 20
 MAX_SCANS = 32  # of a progressive JPEG, which usually has 10: each costs as much time as the whole picture
 USUAL_FPS, FPS_RANGE = 25.0, (0.01, 1000.0)
@@ -165,16 +166,11 @@ def _checked_width(data: bytes) -> int:
             f"the picture is too large to be decoded: {width}x{height} pixels, more than the {MAX_PIXELS >> 20} "
             "million that are read; scale it down"
         )
-    if width * height > _likely_pixels(len(data)):
+    if width * height > max(ALWAYS_ALLOWED_PIXELS, MAX_PIXELS_PER_BYTE * len(data)):
         raise ValueError(f"the picture claims {width}x{height} pixels in only {len(data)} bytes; it is not decoded")
     if kind in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
         raise ValueError(f"the JPEG picture has {data.count(bytes([255, 218]))} scans, more than {MAX_SCANS}")
     return width
-
-
-def _likely_pixels(size: int) -> int:
-    """The most pixels of a picture that a file or message of `size` bytes may claim."""
-    return max(ALWAYS_ALLOWED_PIXELS, MAX_PIXELS_PER_BYTE * size)
 
 
 def is_image(path: str | Path) -> bool:
@@ -212,7 +208,7 @@ def _picture_stream(container, path: Path):
             f"{path} has {width}x{height} pixels, more than the {MAX_PIXELS >> 20} million that are read; scale it down"
         )
     size = path.stat().st_size
-    most = min(MAX_PIXELS, _likely_pixels(size))
+    most = min(MAX_PIXELS, max(ALWAYS_ALLOWED_PIXELS, MAX_FRAME_PIXELS_PER_FILE_BYTE * size))
     if width * height > most:
         raise ValueError(f"{path} claims {width}x{height} pixels in a file of only {size} bytes; it is not decoded")
     stream.codec_context.options = {"max_pixels": str(most)}  # frames may be larger than the header says

@@ -13,7 +13,7 @@ scenes       of 3 s of speech, 5 dB above the noise (RMS of the parts with voice
 found        of those, in how many a source within 20 degrees of the person was published for 0.5 s
 still found  of those in which the same speech without noise was found
 
-Rows: nothing; the noise profile; the adaptive floor (of the last 20 s).
+Rows: nothing; the noise profile.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from avssl_ros import Localizer, blas, features
 from avssl_ros.audio_input import read_audio
 from avssl_ros.geometry import angle_between
 from avssl_ros.localizer import RECENT_SECONDS
-from avssl_ros.noise import AdaptiveFloor, NoiseProfile
+from avssl_ros.noise import NoiseProfile
 from avssl_ros.tracking import Tracker, TrackingConfig
 from training.data import read_items
 from training.evaluate import WITHIN, write_report
@@ -46,8 +46,7 @@ KINDS = ("fan", "motor", "room_hum", "noise_synthetic")
 RATE = features.SAMPLE_RATE
 LEAST_SECONDS = 4.0  # of a recording, so that each half is enough
 SPEECH_SECONDS, LEAD_SECONDS, TAIL_SECONDS = 3.0, 2.0, 1.0
-FLOOR_SECONDS = 20.0
-ROWS = {"nothing": (False, False), "profile": (True, False), "adaptive": (False, True)}
+ROWS = {"nothing": False, "profile": True}  # whether it has the profile
 
 
 @dataclass(frozen=True)
@@ -129,11 +128,10 @@ class StillCut:
 
 
 class Row:
-    """One way of treating noise: a tracker, and for the adaptive floor what it has heard."""
+    """One way of treating noise, with a tracker of its own."""
 
-    def __init__(self, localizer: Localizer, profile: NoiseProfile | None, adaptive: bool, step: float):
-        self._localizer, self._profile, self._step = localizer, profile, step
-        self._floor = AdaptiveFloor(FLOOR_SECONDS) if adaptive else None
+    def __init__(self, localizer: Localizer, profile: NoiseProfile | None):
+        self._localizer, self._profile = localizer, profile
         self._tracking = TrackingConfig()
         self._tracker = Tracker(self._tracking)
         self.told: list[tuple[float, tuple]] = []
@@ -141,19 +139,15 @@ class Row:
     def look(self, image: np.ndarray, sound: np.ndarray, time: float) -> None:
         self._localizer.noise = self._profile
         scene = self._localizer._localize(image, sound, RATE, "equirectangular", self._tracking.offset_confidence,
-                                          RECENT_SECONDS, None, self._stands_out if self._floor else None)  # fmt: skip
+                                          RECENT_SECONDS)  # fmt: skip
         self.told.append((time, self._tracker.update(scene.sources, time)[0]))
-
-    def _stands_out(self, power: np.ndarray):
-        self._floor.hear(power[:, -round(self._step * RATE / features.HOP) :])
-        return self._floor.stands_out(power)
 
 
 def play(localizer: Localizer, image: np.ndarray, sound: np.ndarray, profile: NoiseProfile, step: float,
          names: tuple[str, ...] = tuple(ROWS)) -> dict:
     """What each row tells of a picture and a sound, the visual embeddings of which are kept."""
     localizer.encoders.look_again()
-    rows = {name: Row(localizer, profile if ROWS[name][0] else None, ROWS[name][1], step) for name in names}
+    rows = {name: Row(localizer, profile if ROWS[name] else None) for name in names}
     window = int(localizer.window_seconds * RATE)
     for time in np.arange(max(step, 0.4), len(sound) / RATE, step):
         end = int(time * RATE)
@@ -204,16 +198,13 @@ def main(config: NoiseConfig) -> dict:
         first = int(LEAD_SECONDS * RATE)
         clean = np.zeros(int((LEAD_SECONDS + SPEECH_SECONDS + TAIL_SECONDS) * RATE), np.float32)
         clean[first : first + len(voice)] = voice
-        # The adaptive floor has heard the noise for a while before somebody speaks.
-        known = alone[-int(FLOOR_SECONDS / 2 * RATE) :]
-        mixed = np.clip(np.concatenate([known, alone[: len(clean)] + clean]), -1, 1)
-        begin = LEAD_SECONDS + len(known) / RATE
+        mixed = np.clip(alone[: len(clean)] + clean, -1, 1)
         by_itself = play(localizer, image, alone, profile, config.step)
         with_voice = play(localizer, image, mixed, profile, config.step)
         by_voice = play(localizer, image, clean, profile, config.step, ("nothing",))
         heard_clean = found(by_voice["nothing"], objects[0], LEAD_SECONDS, config.step)
         for name in ROWS:
-            is_found = found(with_voice[name], objects[0], begin, config.step)
+            is_found = found(with_voice[name], objects[0], LEAD_SECONDS, config.step)
             for counts in (tally[name][kind], tally[name]["all"]):
                 counts["minutes"] += config.seconds / 60
                 counts["false"] += len({source.id for _, sources in by_itself[name] for source in sources})

@@ -11,7 +11,7 @@ import pytest
 
 from avssl_ros import Localizer, cli, features
 from avssl_ros.audio_input import read_audio
-from avssl_ros.noise import FLOOR_READY_SECONDS, AdaptiveFloor, NoiseProfile
+from avssl_ros.noise import NoiseProfile
 
 RATE = features.SAMPLE_RATE
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "scene.mp4"
@@ -84,19 +84,6 @@ def test_the_command_makes_a_profile_and_says_when_it_wavers(tmp_path, capsys):
     assert "a lot" in capsys.readouterr().out
 
 
-def test_the_adaptive_floor_learns_a_noise_and_still_hears_what_comes_and_goes():
-    floor = AdaptiveFloor(20.0)
-    power = features.mel_power(fan(12.0))
-    for start in range(0, power.shape[1], 10):  # as frames come
-        floor.hear(power[:, start : start + 10])
-        if start / 100 < FLOOR_READY_SECONDS - 1:
-            assert floor.stands_out(power[:, :200]) is None
-    sound = fan(2.0, seed=4)
-    sound[RATE:] += media.tone(1.0, RATE, 3000.0, 0.1)
-    out = floor.stands_out(features.mel_power(sound))
-    assert out[:, :5].mean() < 0.05 and out[:, 8:].any(axis=0).all()
-
-
 def test_a_localizer_with_a_profile_hears_no_fan_but_what_is_above_it():
     import av
 
@@ -110,14 +97,3 @@ def test_a_localizer_with_a_profile_hears_no_fan_but_what_is_above_it():
     sound = features.as_mono(*read_audio(DEMO))[2 * RATE : 4 * RATE]  # the sheep bleats
     heard = localizer.localize(image, sound + noise[: len(sound)], RATE)
     assert heard.active and heard.sources[0].label == "sheep or goat"
-
-
-def test_a_stream_with_an_adaptive_floor_stops_hearing_a_steady_noise():
-    localizer = Localizer()
-    image, noise = np.zeros((320, 640, 3), np.uint8), fan(9.0)
-    stream = localizer.stream(floor_seconds=20.0)
-    active = [
-        stream.process(image, noise[max(0, end - 2 * RATE) : end], RATE, end / RATE).active
-        for end in range(RATE // 2, len(noise), RATE // 5)
-    ]
-    assert active[0] and not any(active[-5:])
