@@ -32,9 +32,6 @@ class SourceFrames:
         self._node = node
         self._publisher = node.create_publisher(TFMessage, "/tf", QoSProfile(depth=DEPTH))
 
-    def close(self) -> None:
-        self._node.destroy_publisher(self._publisher)
-
     def publish(self, scene: Localization, header: Header) -> None:
         if not scene.sources:
             return
