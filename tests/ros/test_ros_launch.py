@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH_FILE = ROOT / "launch" / "localize.launch.py"
 ARGUMENTS = {
     "demo", "image", "image_transport", "image_reliability", "audio_source", "microphone", "models", "projection",
-    "view_azimuths_deg", "rate", "views_per_frame", "frame_id", "namespace", "overlay", "rviz",
+    "view_azimuths_deg", "rate", "record", "views_per_frame", "frame_id", "namespace", "overlay", "rviz",
 }  # fmt: skip
 
 
