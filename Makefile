@@ -38,14 +38,21 @@ $(VENV)/.test-ready: pyproject.toml setup.py constraints.txt | $(BIN)/python
 demo: $(VENV)/.demo-ready  ## a real 360 degree scene through the real node; results in demo/out (no ROS, no torch needed)
 	$(BIN)/avssl demo
 
-# Two processes: training's tests fork data loader workers, which hang now and then where DDS and ONNX Runtime have threads.
-test: $(VENV)/.test-ready  ## every test of less than a minute
-	$(BIN)/python -m pytest -m 'not slow' --ignore tests/training
-	$(BIN)/python -m pytest -m 'not slow' tests/training
+# Three processes: training's tests fork data loader workers, which hang now and then where DDS and ONNX Runtime have
+# threads. Most tests wait more than they compute, so two of them run beside the third; their output comes at the end.
+define run_tests
+@log=$(VENV)/other-tests.log; \
+{ $(BIN)/python -m pytest $(1) tests/training; training=$$?; \
+  $(BIN)/python -m pytest $(1) tests/faults && [ $$training = 0 ]; } > $$log 2>&1 & \
+others=$$!; $(BIN)/python -m pytest $(1) --ignore tests/training --ignore tests/faults; status=$$?; \
+wait $$others || status=1; cat $$log; exit $$status
+endef
+
+test: $(VENV)/.test-ready  ## every test of less than a minute, and three minutes of soak
+	$(call run_tests,-m 'not slow')
 
 test-all: $(VENV)/.test-ready  ## every test
-	$(BIN)/python -m pytest --ignore tests/training
-	$(BIN)/python -m pytest tests/training
+	$(call run_tests,)
 
 # The table is written only where every fault went well.
 faults: $(VENV)/.test-ready  ## every fault of camera, microphone, clock and process for real; writes docs/faults.md
