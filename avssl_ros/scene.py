@@ -164,7 +164,8 @@ def _is_source(source: dict) -> bool:
     identity, onset = source.get("id"), source.get("onset")
     angles = (("azimuth_deg", 180.0), ("elevation_deg", 90.0), ("extent_deg", 180.0))
     return (
-        (identity is None or (isinstance(identity, int) and is_number(identity, 0, 2**31)))
+        "id" in source
+        and (identity is None or (isinstance(identity, int) and is_number(identity, 0, 2**31)))
         and (onset is None or is_number(onset, -MAX_SECONDS, MAX_SECONDS))
         and all(is_number(source.get(name), -most, most) for name, most in angles)
     )

@@ -23,7 +23,7 @@ from avssl_ros import encoders, recording
 from avssl_ros.audio_input import MAX_FILE_SAMPLES, FileAudio, SoundFile, read_audio
 from avssl_ros.json_input import parse_object
 from avssl_ros.paths import shipped_models
-from avssl_ros.scene import Localization
+from avssl_ros.scene import Localization, Source, read_scene
 from avssl_ros.video_input import VideoFile, decode_picture, read_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -212,6 +212,17 @@ def test_a_time_that_jumps_by_hours_ends_the_reading_and_is_told(tmp_path):
 
 
 # ---- models and JSON
+
+
+@pytest.mark.parametrize("missing", ["id", "label", "azimuth_deg", "confidence"])
+def test_a_source_without_a_field_is_refused(missing):  # a missing id got through (found by tests/fuzz)
+    source = Source(0.5, 0.1, 0.2, 0.9, "dog", 3, np.zeros(1), np.zeros((1, 1)), 4, "active", 1.0)
+    line = Localization((source,), source.map, (), True, 1.0).to_dict()
+    assert read_scene(json.dumps(line))["sources"][0]["id"] == 4
+    del line["sources"][0][missing]
+    with pytest.raises(ValueError, match="sources"):
+        read_scene(json.dumps(line))
+
 
 
 @pytest.fixture
