@@ -20,7 +20,8 @@ import entry_points
 pytestmark = pytest.mark.ros
 
 DEFAULT_INPUTS, ALL_INPUTS = 2500, 100_000
-HANG_SECONDS = 1.0
+HANG_SECONDS = 1.0  # of the processor: what else the machine does is no hang of ours
+STILL_SECONDS = 10.0  # and of any clock
 MEMORY_FACTOR = 1.5
 CHUNK = 1000  # inputs of one run of hypothesis, which remembers all of them
 
@@ -36,14 +37,15 @@ class Tally:
 
 
 def feed(entry: entry_points.EntryPoint, value) -> tuple[bool, float]:
-    """Whether the input was refused, and the seconds that took."""
-    begin = time.perf_counter()
+    """Whether the input was refused, and the processor's seconds that took."""
+    begin, start = time.process_time(), time.monotonic()
     try:
         entry.use(value)
         refused = False
     except entry.errors:
         refused = True
-    return refused, time.perf_counter() - begin
+    assert time.monotonic() - start < STILL_SECONDS, f"{entry.name} stood still"
+    return refused, time.process_time() - begin
 
 
 def fuzz(entry: entry_points.EntryPoint, count: int) -> Tally:
@@ -51,8 +53,6 @@ def fuzz(entry: entry_points.EntryPoint, count: int) -> Tally:
 
     def once(value) -> None:
         refused, seconds = feed(entry, value)
-        if seconds > HANG_SECONDS:  # a busy machine may stop any program for a second, but not twice at one input
-            _, seconds = feed(entry, value)
         assert seconds < HANG_SECONDS, f"{entry.name}: {seconds:.1f} s"
         tally.inputs += 1
         tally.refused += refused
@@ -113,7 +113,12 @@ def test_100_000_mutated_inputs(tmp_path, capsys):
 
 def test_a_hang_and_an_undocumented_error_are_noticed(tmp_path):
     entry = entry_points.entry_points(tmp_path)[0]
-    broken = {"sleeps": (lambda _: time.sleep(1.1), AssertionError), "raises": (lambda _: {}["key"], KeyError)}
+    def spin(_):
+        until = time.process_time() + 1.1
+        while time.process_time() < until:
+            pass
+
+    broken = {"spins": (spin, AssertionError), "raises": (lambda _: {}["key"], KeyError)}
     for name, (use, error) in broken.items():
         with pytest.raises(error):
             fuzz(entry_points.EntryPoint(name, entry.inputs.map(lambda _: 0), use, [], 1.0), 1)
