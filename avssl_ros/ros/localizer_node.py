@@ -185,6 +185,8 @@ class LocalizerNode(LifecycleNode, Process):
         self._change_sound(None)
 
     def _clean_up(self) -> None:
+        if self._answers is not None:
+            self._answers.close()
         if self._outputs is not None:
             self._outputs.close()
         self._localizer = self._outputs = self._health = self._states = self._answers = None
