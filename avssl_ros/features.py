@@ -87,12 +87,13 @@ def loudest_block_db(samples: np.ndarray, seconds: float = 0.1) -> float:
         return float(10 * np.log10(np.square(blocks, dtype=np.float64).mean(axis=1).max()))
 
 
-def as_mono(audio, sample_rate) -> np.ndarray:
-    """Checked sound at SAMPLE_RATE, around zero: the constant offset of a cheap microphone would count as loudness.
+def as_mono(audio, sample_rate, centred: bool = False) -> np.ndarray:
+    """Checked sound at SAMPLE_RATE.
 
     Args:
         audio: (n,) or (n, channels) or (channels, n) array, float in [-1, 1] or int16; channels are averaged.
         sample_rate: Hz, 4 kHz to 192 kHz.
+        centred: take out the mean: the constant offset of a cheap microphone would count as loudness.
 
     Returns:
         (m,) float32 at SAMPLE_RATE.
@@ -118,7 +119,8 @@ def as_mono(audio, sample_rate) -> np.ndarray:
     samples = samples.astype(np.float32)
     if not np.all(np.isfinite(samples)):
         raise ValueError("audio holds NaN or infinity; give finite samples in [-1, 1]")
-    samples -= samples.mean(dtype=np.float64).astype(np.float32)  # before a resampler makes steps of it at the ends
+    if centred:  # before a resampler makes steps of the offset at the ends
+        samples -= samples.mean(dtype=np.float64).astype(np.float32)
     if sample_rate == SAMPLE_RATE:
         return samples
     return soxr.resample(samples, sample_rate, SAMPLE_RATE).astype(np.float32)

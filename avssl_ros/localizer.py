@@ -125,7 +125,7 @@ class Localizer:
                   see: Callable | None = None) -> Localization:
         _check_projection(projection)
         image = check_image(image, projection)
-        samples = features.as_mono(audio, sample_rate)
+        samples = features.as_mono(audio, sample_rate, centred=True)
         views, surface = self.cut(image, projection)
         clusters = self.hear(samples, recent)
         if clusters is None:
@@ -272,7 +272,7 @@ class LocalizerStream:
         Raises ValueError on bad sound, as `process` does.
         """
         localizer = self._localizer
-        samples = features.as_mono(audio, sample_rate)
+        samples = features.as_mono(audio, sample_rate, centred=True)
         with blas.one_thread():
             clusters = localizer.hear(samples, RECENT_SECONDS)
         heard = tuple(found for sound in clusters or () for found in localizer._unseen(sound))

@@ -51,7 +51,7 @@ class NoiseProfile:
     @classmethod
     def of_recording(cls, samples: np.ndarray, sample_rate: float) -> NoiseProfile:
         """Of a recording as `Localizer.localize` takes it; ValueError where it is too short or silent."""
-        samples = features.as_mono(samples, sample_rate)
+        samples = features.as_mono(samples, sample_rate, centred=True)
         if len(samples) < LEAST_SECONDS * features.SAMPLE_RATE:
             seconds = len(samples) / features.SAMPLE_RATE
             raise ValueError(f"a noise profile needs {LEAST_SECONDS:g} s of noise or more, got {seconds:.1f} s")
