@@ -42,9 +42,9 @@ demo: $(VENV)/.demo-ready  ## a real 360 degree scene through the real node; res
 # threads. Most tests wait more than they compute, so two of them run beside the third; their output comes at the end.
 define run_tests
 @log=$(VENV)/other-tests.log; \
-{ $(BIN)/python -m pytest $(1) tests/training; training=$$?; \
-  $(BIN)/python -m pytest $(1) tests/faults && [ $$training = 0 ]; } > $$log 2>&1 & \
-others=$$!; $(BIN)/python -m pytest $(1) --ignore tests/training --ignore tests/faults; status=$$?; \
+{ status=0; $(BIN)/python -m pytest $(1) tests/training || status=1; \
+  $(BIN)/python -m pytest $(1) tests/faults || status=1; exit $$status; } > $$log 2>&1 & \
+others=$$!; status=0; $(BIN)/python -m pytest $(1) --ignore tests/training --ignore tests/faults || status=1; \
 wait $$others || status=1; cat $$log; exit $$status
 endef
 

@@ -6,6 +6,7 @@ and the memory. A crash of a native library ends the process, which no test surv
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import dataclass
 
@@ -73,9 +74,16 @@ def run(folder, inputs: int) -> tuple[dict[str, Tally], int, int]:
     for entry in entries:
         for value in entry.valid:
             entry.use(value)
+    # Python looks for garbage the more seldom the more objects there are, and hypothesis makes much; what all the
+    # modules of a test run hold must not decide how much of it piles up.
+    gc.collect()
+    gc.freeze()
+    gc.collect()
     normal = memory.forget_peak()
     tallies = {entry.name: fuzz(entry, round(inputs * entry.share)) for entry in entries}
-    return tallies, normal, memory.peak()
+    most = memory.peak()
+    gc.unfreeze()
+    return tallies, normal, most
 
 
 def report(tallies: dict[str, Tally], normal: int, most: int) -> str:
