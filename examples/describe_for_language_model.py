@@ -48,7 +48,9 @@ class Describer(Node):
 
 if __name__ == "__main__":
     rclpy.init()
+    node = Describer()
     try:
-        rclpy.spin(Describer())
+        while rclpy.ok():  # rclpy.spin waits without end where a signal comes between its look and its wait
+            rclpy.spin_once(node, timeout_sec=0.5)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass

@@ -44,7 +44,9 @@ class HeadFollowsSpeaker(Node):
 
 if __name__ == "__main__":
     rclpy.init()
+    node = HeadFollowsSpeaker()
     try:
-        rclpy.spin(HeadFollowsSpeaker())
+        while rclpy.ok():  # rclpy.spin waits without end where a signal comes between its look and its wait
+            rclpy.spin_once(node, timeout_sec=0.5)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass

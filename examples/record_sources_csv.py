@@ -32,7 +32,9 @@ class Recorder(Node):
 
 if __name__ == "__main__":
     rclpy.init()
+    node = Recorder()
     try:
-        rclpy.spin(Recorder())
+        while rclpy.ok():  # rclpy.spin waits without end where a signal comes between its look and its wait
+            rclpy.spin_once(node, timeout_sec=0.5)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
