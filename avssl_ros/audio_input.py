@@ -527,7 +527,7 @@ class SoundFile:
         with open_media(self.path) as container:
             if not container.streams.audio:
                 raise ValueError(f"{self.path} has no sound stream; give a file with sound")
-            stream = container.streams.audio[0]
+            stream = of_known_kind(container.streams.audio[0], self.path)
             self.sample_rate = int(stream.codec_context.sample_rate or 0)
             self.duration = float(stream.duration * stream.time_base) if stream.duration else None
         if not FILE_RATES[0] <= self.sample_rate <= FILE_RATES[1]:
@@ -613,6 +613,13 @@ def open_media(path: Path):
             f"{path} cannot be opened as video or sound: it is no media file, or was cut off before its index was "
             f"written ({error.strerror})"
         ) from error
+
+
+def of_known_kind(stream, path: Path):
+    """The stream itself; PyAV has no decoder for one whose codec is unknown. Raises ValueError for such a one."""
+    if stream.codec_context is None:
+        raise ValueError(f"{path}: what kind of {stream.type} is in it is unknown; convert it: ffmpeg -i FILE new.mp4")
+    return stream
 
 
 def _riff_cut_off(path: Path) -> str | None:

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from avssl_ros.audio_input import MAX_JUMP_SECONDS, open_media
+from avssl_ros.audio_input import MAX_JUMP_SECONDS, of_known_kind, open_media
 
 MAX_PIXELS = 1 << 26  # 67 megapixels, an 11K panorama: 200 MB as RGB
 MAX_PICTURE_BYTES = 1 << 28  # of a picture file
@@ -201,7 +201,7 @@ def _picture_stream(container, path: Path):
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
         raise ValueError(f"{path} has no picture, only sound; give a video or an image")
-    stream = streams[0]
+    stream = of_known_kind(streams[0], path)
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > MAX_PIXELS:
         raise ValueError(

@@ -144,6 +144,12 @@ class TestFiles:
             read_audio(media.write_mp4(tmp_path / "mute.mp4", media.noise_images(2)))
         with pytest.raises(ValueError, match="without a single sample"):
             read_audio(media.write_wav(tmp_path / "none.wav", np.zeros(0), 16000))
+        strange = media.write_wav(tmp_path / "strange.wav", media.tone(0.1, 16000), 16000)
+        content = bytearray(strange.read_bytes())
+        content[20:22] = b"\x77\x77"  # the codec
+        strange.write_bytes(content)
+        with pytest.raises(ValueError, match="unknown; convert it"):
+            read_audio(strange)
 
     def test_files_that_were_cut_off(self, tmp_path):
         wav = media.write_wav(tmp_path / "a.wav", media.tone(2.0, 16000), 16000)

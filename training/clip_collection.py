@@ -179,14 +179,20 @@ class SceneClips:
         """float32 (n,) at the model's rate. Raises DamagedClip."""
         return self._collection.base.sound(item) if isinstance(item, Item) else self._window(item)["sound"]
 
-    def panorama(self, rng: np.random.Generator) -> np.ndarray:
-        """RGB uint8 (H, 2 H, 3): a real panorama, or a frame blurred and mirrored until nothing in it can be told."""
+    def place(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A real panorama and the people in it, or a frame blurred and mirrored until nothing in it can be told: RGB
+        uint8 (H, 2 H, 3) and uint8 (H, 2 H), see Collection."""
         base = self._collection.base
         if base is not None and base.panoramas:
-            return base.panorama(rng)
+            return base.place(rng)
         frame = self.photo(self.panoramas[rng.integers(len(self.panoramas))])
         blurred = cv2.GaussianBlur(frame, (0, 0), SIZE / 16)
-        return cv2.resize(np.hstack([blurred, blurred[:, ::-1]]), (1280, 640), interpolation=cv2.INTER_CUBIC)
+        doubled = np.hstack([blurred, blurred[:, ::-1]])
+        return cv2.resize(doubled, (1280, 640), interpolation=cv2.INTER_CUBIC), np.zeros((640, 1280), np.uint8)
+
+    def panorama(self, rng: np.random.Generator) -> np.ndarray:
+        """The picture alone."""
+        return self.place(rng)[0]
 
     def _window(self, index: int) -> dict[str, Any]:
         if index not in self._windows:

@@ -63,6 +63,8 @@ def decode_pyav(mp4: bytes | Path, times: np.ndarray, start: float, seconds: flo
         with av.open(source, format="mp4") as container:  # not to be guessed: that takes longer
             if not (container.streams.video and container.streams.audio):
                 raise DamagedClip("the file has no video or no sound; run training/prepare.py on it again")
+            if None in (container.streams.video[0].codec_context, container.streams.audio[0].codec_context):
+                raise DamagedClip("its video or sound is of an unknown kind; run training/prepare.py on it again")
             frames = _pyav_frames(container, times)
             return frames, *_pyav_sound(container, start, seconds)
     except av.FFmpegError as error:

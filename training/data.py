@@ -20,6 +20,8 @@ import numpy as np
 HERE = Path(__file__).parent
 CONCEPTS_CSV = HERE / "concepts.csv"
 SPLITS_CSV = HERE / "splits.csv"
+PEOPLE_CSV = HERE / "people.csv"
+PEOPLE_COLUMNS = ("file", "left", "top", "right", "bottom", "score")
 NAMES_ELSEWHERE = ("audioset", "vggsound", "audioset_mid")  # columns: what lists of web video call the concepts
 BACKGROUND = "background"
 
@@ -65,6 +67,17 @@ class Item:
     licence: str
 
 
+@dataclass(frozen=True)
+class Person:
+    """A box in an equirectangular picture, in shares of its width and height, and how sure the detector is."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    score: float
+
+
 def read_concepts(path: Path = CONCEPTS_CSV) -> list[Concept]:
     """Concepts in the order of their class ids."""
     def indices(text: str) -> tuple[int, ...]:
@@ -87,20 +100,41 @@ def read_items(kind: str | None = None, split: str | None = None, path: Path = S
     return [item for item in items if kind in (None, item.kind) and split in (None, item.split)]
 
 
-def read_more_sounds(folder: Path) -> list[Item]:
-    """Further recordings to train on: the rows of `folder`/index.csv, all of the train split.
+def read_people(path: Path = PEOPLE_CSV) -> dict[str, list[Person]]:
+    """People by the panorama's file."""
+    found = defaultdict(list)
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            found[row["file"]].append(Person(*(float(row[column]) for column in PEOPLE_COLUMNS[1:])))
+    return found
 
-    Its columns are file (within the folder), concept (of concepts.csv, or "background") and, for the model card,
-    source_repo and licence. Raises FileNotFoundError without the table, ValueError where a concept is unknown.
+
+def people_mask(people: list[Person], height: int, width: int) -> np.ndarray:
+    """uint8 (height, width) of how sure it is that a pixel is of a person: the highest score there, of 255."""
+    mask = np.zeros((height, width), np.uint8)
+    for person in sorted(people, key=lambda person: person.score):
+        columns = np.arange(round(person.left * width), round(person.right * width)) % width
+        mask[round(person.top * height) : round(person.bottom * height), columns] = round(person.score * 255)
+    return mask
+
+
+def read_more_items(folder: Path) -> list[Item]:
+    """Further recordings and photographs to train on: the rows of `folder`/index.csv, all of the train split.
+
+    Its columns are file (within the folder), concept (of concepts.csv, or "background"), kind ("sound" where it is left
+    out, or "photo") and, for the model card, source_repo and licence. Raises FileNotFoundError without the table,
+    ValueError where a concept or a kind is unknown.
     """
     table, known = folder / "index.csv", {concept.name for concept in read_concepts()} | {BACKGROUND}
     if not table.exists():
-        raise FileNotFoundError(f"{table} is missing: wanted is a table of recordings, columns file and concept")
+        raise FileNotFoundError(f"{table} is missing: wanted is a table of further items, columns file and concept")
     rows = _rows(table)
-    unknown = sorted({row["concept"] for row in rows} - known)
-    if unknown:
-        raise ValueError(f"{table} names concepts that {CONCEPTS_CSV} has not: {unknown}")
-    return [Item("sound", str((folder / row["file"]).resolve()), row["concept"], (), "train",
+    for unknown, what in ((sorted({row["concept"] for row in rows} - known), f"concepts that {CONCEPTS_CSV} has not"),
+                          (sorted({row.get("kind", "sound") for row in rows} - {"sound", "photo"}),
+                           "kinds other than sound and photo")):  # fmt: skip
+        if unknown:
+            raise ValueError(f"{table} names {what}: {unknown}")
+    return [Item(row.get("kind", "sound"), str((folder / row["file"]).resolve()), row["concept"], (), "train",
                  row.get("group", row["file"]), row.get("source_repo", ""), row.get("licence", "")) for row in rows]
 
 

@@ -24,12 +24,15 @@ from avssl_ros import features
 from avssl_ros.audio_input import read_audio
 from avssl_ros.geometry import ViewLayout, cut_views, direction_to_pixel, direction_to_vector, pixel_to_direction
 from training.data import BACKGROUND as BACKGROUND_CONCEPT
-from training.data import Concept, Item
+from training.data import Concept, Item, people_mask, read_people
 from training.losses import BACKGROUND, IGNORE
 from training.pack import DamagedClip
 
 SIZE, STRIDE = 224, 16  # of a view, pixels
 SECONDS = 2.0  # of sound in a scene
+PASTED = 3  # objects in a view at most
+PERSON = "person"  # the concept of people found in a panorama
+SURE = 128  # of 255: score from which on somebody found there is taken for a person
 ATTEMPTS = 16  # scenes in a row that damaged clips may spoil
 
 
@@ -48,7 +51,8 @@ class Collection:
             if item.kind in ("photo", "sound") and zlib.crc32(item.file.encode()) < share * 2**32:
                 getattr(self, item.kind + "s")[item.concept].append(item)
         self.panoramas = [item for item in items if item.kind == "panorama"]
-        self._panorama_of: dict[str, np.ndarray] = {}
+        self._people = read_people()
+        self._place_of: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._decoded = self._decode([item for item in items if item.kind == "sound"], cache)
 
     def _decode(self, items: list[Item], cache: Path | None) -> dict[str, np.ndarray]:
@@ -73,10 +77,15 @@ class Collection:
 
     def panorama(self, rng: np.random.Generator) -> np.ndarray:
         """One of the panoramas, not to be changed: RGB uint8 (H, 2 H, 3)."""
+        return self.place(rng)[0]
+
+    def place(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """One of the panoramas and the people in it, not to be changed: RGB uint8 (H, 2 H, 3) and `people_mask`."""
         item = self.panoramas[rng.integers(len(self.panoramas))]
-        if item.file not in self._panorama_of:
-            self._panorama_of[item.file] = self.photo(item)
-        return self._panorama_of[item.file]
+        if item.file not in self._place_of:
+            picture = self.photo(item)
+            self._place_of[item.file] = picture, people_mask(self._people.get(item.file, []), *picture.shape[:2])
+        return self._place_of[item.file]
 
     def photo(self, item: Item) -> np.ndarray:
         """RGB uint8 (H, W, 3)."""
@@ -333,6 +342,7 @@ class MixConfig:
     no_sound: float = 0.2  # silence or background noise alone
     reverberant: float = 0.3  # share of sounds heard in a room
     offscreen: float = 0.15  # share of sounds whose object is not in view
+    people: float = 3.0  # how many times as often a person is drawn as its photographs alone would have it
 
 
 class SceneMixer:
@@ -348,13 +358,14 @@ class SceneMixer:
         # concepts that can be heard matter most.
         weight = np.sqrt([min(len(collection.photos[name]), 100) for name in self.visible])
         weight = weight * [1.5 if collection.sounds[name] else 0.5 for name in self.visible]
+        weight = weight * [config.people if name == PERSON else 1.0 for name in self.visible]
         self.probability = weight / max(weight.sum(), 1e-9)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One scene.
 
         Returns:
-            views uint8 (V, S, S, 3); view_owner (V, S/16, S/16); view_concept (V, 3); sound float32 (M, 128, T)
+            views uint8 (V, S, S, 3); view_owner (V, S/16, S/16); view_concept (V, 4); sound float32 (M, 128, T)
             normalised log-mel; sound_owner (M, 8, T/16); sound_concept (M, 2).
             Owners are BACKGROUND or IGNORE where no object owns the patch; concepts are class ids or IGNORE.
             Without views (config.views 0) the keys of the views are absent.
@@ -367,7 +378,7 @@ class SceneMixer:
     def _mix(self, rng) -> dict[str, np.ndarray]:
         names = self._draw_concepts(rng)
         backgrounds = self._backgrounds(rng) if self.config.views else []
-        views = [self._view(rng, background, names) for background in backgrounds]
+        views = [self._view(rng, *background, names) for background in backgrounds]
         sounds = [self._sound(rng, names) for _ in range(self.config.sounds)]
         keys = ("views", "view_owner", "view_concept"), ("sound", "sound_owner", "sound_concept")
         return {key: np.stack(parts) for names_, rows in zip(keys, (views, sounds)) if rows
@@ -377,50 +388,60 @@ class SceneMixer:
         count = min(rng.integers(self.config.concepts[0], self.config.concepts[1] + 1), len(self.visible))
         return list(rng.choice(self.visible, count, replace=False, p=self.probability))
 
-    def _backgrounds(self, rng) -> np.ndarray:
+    def _backgrounds(self, rng) -> list[tuple[np.ndarray, np.ndarray]]:
+        """RGB (S, S, 3) and people (S, S) of each view."""
         count = self.config.views
-        panorama = self.collection.panorama(rng)
+        place = np.dstack(self.collection.place(rng))
         # A few layouts, whose sampling maps stay cached; turning the panorama itself gives any yaw at no cost.
         azimuths = tuple(np.arange(count) * 360 / count)
         layout = ViewLayout(azimuths, rng.choice([-12.0, 0.0, 12.0]), *[rng.choice([75.0, 100.0])] * 2)
-        turned = np.roll(panorama, rng.integers(panorama.shape[1]), axis=1)
-        views = cut_views(turned, layout, (SIZE, SIZE))
-        for view in range(count):
+        views = cut_views(np.roll(place, rng.integers(place.shape[1]), axis=1), layout, (SIZE, SIZE))
+        backgrounds = [(np.ascontiguousarray(view[..., :3]), view[..., 3]) for view in views]
+        for index in range(count):
             if rng.random() < 0.2:
-                views[view] = cv2.resize(self._plain_photo(rng), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-        return views
+                plain = cv2.resize(self._plain_photo(rng), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+                backgrounds[index] = plain, np.zeros((SIZE, SIZE), np.uint8)
+        return backgrounds
 
     def _plain_photo(self, rng) -> np.ndarray:
         """A photograph, or a piece of another panorama, of nothing that sounds."""
         plain = self.collection.photos[BACKGROUND_CONCEPT]
         if plain and rng.random() < 0.7:
             return jitter(rng, self.collection.photo(plain[rng.integers(len(plain))]))
-        panorama = self.collection.panorama(rng)
-        height = panorama.shape[0] // 2
-        left = rng.integers(panorama.shape[1] - height)
-        return jitter(rng, panorama[height // 2 : height // 2 + height, left : left + height])
+        for _ in range(ATTEMPTS):
+            panorama, people = self.collection.place(rng)
+            height = panorama.shape[0] // 2
+            left = rng.integers(panorama.shape[1] - height)
+            part = slice(height // 2, height // 2 + height), slice(left, left + height)
+            if not people[part].any():
+                break
+        return jitter(rng, panorama[part])
 
-    def _view(self, rng, view: np.ndarray, names: list[str]):
-        """Pastes objects of the scene's concepts into one view."""
+    def _view(self, rng, view: np.ndarray, people: np.ndarray, names: list[str]):
+        """Pastes objects of the scene's concepts into one view; the last of its objects is the people there before."""
         config = self.config
         draw = rng.random()
         if draw > 1 - config.mosaic:
             return self._mosaic(rng, view, names)
         full = config.no_object <= draw < config.no_object + config.full_view
-        count = 0 if draw < config.no_object else 1 if full else rng.integers(1, 4)
+        count = 0 if draw < config.no_object else 1 if full else rng.integers(1, PASTED + 1)
         owner, strongest = np.full((SIZE, SIZE), BACKGROUND), np.zeros((SIZE, SIZE), np.float32)
-        concepts = np.full(3, IGNORE)
+        concepts, hidden = np.full(PASTED + 1, IGNORE), np.zeros((SIZE, SIZE), np.float32)
         if not full and rng.random() < config.decoy:  # a seam alone must not mean an object
             decoy = self._plain_photo(rng)
-            self._place(rng, view, np.zeros((SIZE, SIZE), np.float32), decoy, False)
+            self._place(rng, view, hidden, decoy, False)
         for index in range(count):
             name, photo = self._object(rng, names)
             coverage = np.zeros((SIZE, SIZE), np.float32)
             self._place(rng, view, coverage, photo, full)
             owner[coverage > 0.5], concepts[index] = index, self.collection.class_of[name]
             strongest = np.maximum(strongest * (coverage < 0.5), coverage)
-        cells = self._patch_owner(owner, count)
-        cells[(_patch_mean(strongest) > 0.15) & (cells == BACKGROUND)] = IGNORE  # the fading rim
+        people = np.where(np.maximum(hidden, strongest) < 0.5, people, 0)
+        if people.any() and PERSON in self.collection.class_of:
+            owner[people >= SURE], concepts[PASTED] = PASTED, self.collection.class_of[PERSON]
+        cells = self._patch_owner(owner, PASTED + 1)
+        unsure = (_patch_mean(strongest) > 0.15) | (_patch_mean(people > 0) > 0.15)  # a fading rim; perhaps somebody
+        cells[unsure & (cells == BACKGROUND)] = IGNORE
         return view, cells, concepts
 
     def _object(self, rng, names: list[str]) -> tuple[str, np.ndarray]:
@@ -429,15 +450,16 @@ class SceneMixer:
         return name, jitter(rng, self.collection.photo(choices[rng.integers(len(choices))]))
 
     def _mosaic(self, rng, view: np.ndarray, names: list[str]):
-        """Tiles one view with up to three objects; a fourth tile shows what was there before."""
-        owner, concepts = np.full((SIZE, SIZE), BACKGROUND), np.full(3, IGNORE)
-        for index, (top, left, bottom, right) in enumerate(tiles(rng, SIZE)[:3]):
+        """Tiles one view with up to three objects; a fourth tile shows something that does not sound."""
+        owner, concepts = np.full((SIZE, SIZE), BACKGROUND), np.full(PASTED + 1, IGNORE)
+        view[:] = cv2.resize(self._plain_photo(rng), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        for index, (top, left, bottom, right) in enumerate(tiles(rng, SIZE)[:PASTED]):
             name, photo = self._object(rng, names)
             height, width = bottom - top, right - left
             coverage = np.zeros((SIZE, SIZE), np.float32)
             paste(view, coverage, covering(photo, height, width), seam(rng, height, width), left, top)
             owner[coverage > 0.5], concepts[index] = index, self.collection.class_of[name]
-        return view, self._patch_owner(owner, 3), concepts
+        return view, self._patch_owner(owner, PASTED), concepts
 
     def _place(self, rng, view, coverage, photo, full: bool) -> None:
         if full:

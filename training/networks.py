@@ -7,6 +7,7 @@ a gate: the deep clustering loss pulls rows of background and silence to zero (s
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,34 @@ def _concept_classifier(weight, bias, concept_classes, dimensions) -> tuple[torc
     biases = torch.stack([bias[list(c)].mean() - bias.mean() if c else 0 * bias[0] for c in concept_classes])
     frame = prototypes(len(concept_classes), dimensions)
     return frame.T @ rows, frame.T @ biases
+
+
+def load_exported(encoder: nn.Module, path: Path) -> None:
+    """Sets an encoder's weights to those of an ONNX file that training/export.py has written of one like it.
+
+    There batch normalisation is folded into the convolutions, which have no names any more but still their order: each
+    takes its folded weights, and its normalisation becomes the bias that is left. Raises ValueError where the file is
+    of another architecture.
+    """
+    import onnx
+
+    stored = {part.name: torch.tensor(onnx.numpy_helper.to_array(part)) for part in onnx.load(path).graph.initializer}
+    named = {name: parameter for name, parameter in encoder.named_parameters() if name in stored}
+    unnamed = [stored[name] for name in stored if name.startswith("onnx::Conv")]
+    layers = [layer for layer in encoder.modules() if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))]
+    pairs = [pair for pair in pairwise(layers) if isinstance(pair[1], nn.BatchNorm2d)]
+    wanted = [tuple(part.shape) for conv, norm in pairs for part in (conv.weight, norm.bias)]
+    if wanted != [tuple(part.shape) for part in unnamed] or any(p.shape != stored[n].shape for n, p in named.items()):
+        raise ValueError(f"{path} is no {type(encoder).__name__} of {encoder.head.deep.out_channels - 1} dimensions")
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(stored[name])
+        for (conv, norm), weight, bias in zip(pairs, unnamed[::2], unnamed[1::2]):
+            conv.weight.copy_(weight)
+            norm.bias.copy_(bias)
+            norm.weight.fill_(1.0)
+            norm.running_mean.zero_()
+            norm.running_var.fill_(1.0 - norm.eps)
 
 
 def depthwise_in_float32(model: nn.Module) -> None:

@@ -42,11 +42,12 @@ from lightning_fabric.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from avssl_ros.encoders import read_manifest
 from training import losses
 from training.clip_collection import ClipCollection, ClipsConfig, open_collection
-from training.data import Concept, read_concepts, read_more_sounds
+from training.data import Concept, read_concepts, read_more_items
 from training.mixing import Collection, MixConfig, SceneMixer
-from training.networks import AudioEncoder, VisualEncoder, depthwise_in_float32, freeze_norms, prototypes
+from training.networks import AudioEncoder, VisualEncoder, depthwise_in_float32, freeze_norms, load_exported, prototypes
 from training.pictures import scene_picture
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -58,7 +59,8 @@ class TrainConfig:
     """Everything a run depends on."""
 
     data: Path | None = Path("../shared/data")  # folder with photos/, images/, sounds/, esc10/, panoramas/; None: clips
-    more_sounds: Path | None = None  # folder with index.csv (file, concept) of further recordings to train on
+    more_items: Path | None = None  # folder with index.csv (kind, file, concept) of more to train on
+    start: Path | None = None  # model folder to go on from; None: the pretrained trunks
     weights: Path = Path("../shared/weights")  # folder with mn04_as_mAP_432.pt and audioset_527_labels.csv
     run: Path = Path("runs/first")  # output folder; an interrupted run in it is resumed
     cache: Path = Path("cache")  # decoded recordings, made once
@@ -67,6 +69,7 @@ class TrainConfig:
     accelerator: str = "auto"  # of Fabric: cpu, cuda; auto takes a GPU where there is one
     devices: int = 1  # of this node when not started by torchrun, which says so itself
     precision: str = "auto"  # of Fabric; auto: bfloat16 where the processor computes in it, else float32
+    learns: Literal["both", "visual", "audio"] = "both"  # the other encoder keeps what it started with
     steps: int = 5000
     align_steps: int = 300  # before deep clustering joins
     scenes: int = 8  # a step and device
@@ -296,12 +299,28 @@ def learning_rate_scale(step: int, config: TrainConfig) -> float:
 def build(config: TrainConfig) -> tuple[Encoders, torch.optim.Optimizer]:
     """Encoders with starting weights and the optimiser: a small rate for pretrained layers, a larger for heads."""
     model = Encoders(config.dimensions).to(memory_format=torch.channels_last)  # twice as fast on a CPU
-    imagenet, audioset = concept_classes(config.weights, concepts_of(config))
-    model.visual.load_pretrained(imagenet)
-    model.audio.load_pretrained(config.weights / TAGGER_FILE, audioset)
+    if config.start is not None:
+        _start_from(config.start, model, config)
+    else:
+        imagenet, audioset = concept_classes(config.weights, concepts_of(config))
+        model.visual.load_pretrained(imagenet)
+        model.audio.load_pretrained(config.weights / TAGGER_FILE, audioset)
+    for name, encoder in model.named_children():
+        if config.learns not in (name, "both"):
+            encoder.requires_grad_(False)
     if config.accelerator == "cpu" or not torch.cuda.is_available():
         depthwise_in_float32(model)
     return model, make_optimizer(model, config)
+
+
+def _start_from(models: Path, model: Encoders, config: TrainConfig) -> None:
+    """Takes the weights of a model folder. Raises ValueError where its space is another one."""
+    manifest, labels = read_manifest(models), [concept.label for concept in concepts_of(config)]
+    if labels and labels != manifest["labels"]:
+        raise ValueError(f"{models} knows {len(manifest['labels'])} concepts, which are not the {len(labels)} of "
+                         "training/concepts.csv: a run cannot go on from it")
+    for name, encoder in model.named_children():
+        load_exported(encoder, models / manifest[name]["file"])
 
 
 def moving_average(decay: float):
@@ -349,7 +368,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
 
 
 def _collection(config: TrainConfig, split: str) -> Collection | ClipCollection:
-    more = read_more_sounds(config.more_sounds) if config.more_sounds is not None and split == "train" else []
+    more = read_more_items(config.more_items) if config.more_items is not None and split == "train" else []
     share = config.share_of_data if split == config.split else 1.0
     return open_collection(config.data, config.clips, split, concepts_of(config), config.cache, more, share)
 
@@ -359,11 +378,13 @@ def _loader(config: TrainConfig, collection, seed: int, first: int, count: int) 
     return DataLoader(scenes, batch_size=config.scenes, num_workers=config.workers)
 
 
-def _provenance(fabric: Fabric) -> dict:
+def _provenance(fabric: Fabric, config: TrainConfig) -> dict:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=REPOSITORY).stdout.strip()
 
     return {"git": git("describe", "--always", "--dirty"), "changed": git("status", "--porcelain").splitlines(),
+            "started_from": {} if config.start is None else {
+                name: read_manifest(config.start)[name]["sha256"] for name in ("visual", "audio")},
             "torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine(),
             "processes": fabric.world_size, "precision": fabric._precision.precision, "command": sys.argv}  # fmt: skip
 
@@ -404,7 +425,7 @@ def train(config: TrainConfig) -> dict[str, float]:
     if fabric.is_global_zero:
         config.run.mkdir(parents=True, exist_ok=True)
         _write(config.run / "config.json", json.dumps(asdict(config), indent=1, default=str) + "\n")
-        _write(config.run / "provenance.json", json.dumps(_provenance(fabric), indent=1) + "\n")
+        _write(config.run / "provenance.json", json.dumps(_provenance(fabric, config), indent=1) + "\n")
     fabric.barrier()
     model, optimizer = fabric.setup(model, optimizer)
     average = average.to(fabric.device)

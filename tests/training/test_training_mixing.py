@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 
 from avssl_ros import features  # noqa: E402
 from avssl_ros.geometry import angle_between, pixel_to_direction  # noqa: E402
-from training.data import read_concepts, read_items, read_more_sounds  # noqa: E402
+from training.data import read_concepts, read_items, read_more_items  # noqa: E402
 from training.losses import BACKGROUND, IGNORE  # noqa: E402
 from training.mixing import Collection, MixConfig, SceneMixer, at_level, excerpt, paste_on_sphere  # noqa: E402
 from training.scenes import NEGATIVES, SEPARATION, SceneGenerator  # noqa: E402
@@ -103,12 +103,12 @@ def test_benchmark_scenes_keep_objects_apart_and_negatives_hold_no_sounding_obje
 
 def test_further_recordings_are_training_items_and_wrong_tables_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="index.csv"):
-        read_more_sounds(tmp_path)
+        read_more_items(tmp_path)
     (tmp_path / "index.csv").write_text("file,concept\nwoof.ogg,dog\nroom.ogg,background\n")
-    items = read_more_sounds(tmp_path)
+    items = read_more_items(tmp_path)
     assert {(item.kind, item.concept, item.split) for item in items} == {
         ("sound", "dog", "train"), ("sound", "background", "train")}  # fmt: skip
     assert items[0].file == str(tmp_path / "woof.ogg")
     (tmp_path / "index.csv").write_text("file,concept\nwoof.ogg,hound\n")
     with pytest.raises(ValueError, match="hound"):
-        read_more_sounds(tmp_path)
+        read_more_items(tmp_path)

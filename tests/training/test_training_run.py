@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -116,6 +117,26 @@ def test_an_audio_encoder_alone_joins_the_visual_one_of_a_model_folder(run, tmp_
     np.testing.assert_allclose(middle, (first + second) / 2, atol=0.3 * np.abs(first - second).max())
     training = Localizer(joined).manifest["training"]
     assert training["step"] == 4 and training["mix"]["views"] == 2 and training["audio_run"]["mix"]["views"] == 0
+
+
+def test_a_run_goes_on_from_a_model_folder_and_may_leave_one_encoder_alone(run, tmp_path):
+    models = export.export(export.ExportConfig(run=run[0].run, output=tmp_path / "models"))
+    further = replace(run[0], run=tmp_path / "further", start=models, learns="visual", steps=2)
+    train(further)
+    after = export.export(export.ExportConfig(run=further.run, output=tmp_path / "after"))
+    audio = [onnxruntime.InferenceSession(folder / "audio.onnx") for folder in (models, after)]
+    sound = {"log_mel": np.random.default_rng(0).standard_normal((1, 128, 200)).astype(np.float32)}
+    first, second = (session.run(None, sound)[0] for session in audio)
+    np.testing.assert_allclose(first, second, atol=1e-5)
+    manifest = Localizer(after).manifest["training"]
+    assert manifest["started_from"]["visual"] == Localizer(models).manifest["visual"]["sha256"]
+    assert (after / "visual.onnx").read_bytes() != (models / "visual.onnx").read_bytes()
+
+
+def test_a_model_folder_of_another_space_is_refused(run, tmp_path):
+    models = export.export(export.ExportConfig(run=run[0].run, output=tmp_path / "models"))
+    with pytest.raises(ValueError, match="VisualEncoder of 128 dimensions"):
+        train(replace(run[0], run=tmp_path / "other", start=models, dimensions=128))
 
 
 def test_an_export_that_differs_is_not_written(run, tmp_path, monkeypatch):

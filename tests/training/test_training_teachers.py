@@ -1,0 +1,109 @@
+"""People in panoramas: where the detector's boxes lie on the sphere, and what training makes of them."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from avssl_ros.geometry import ViewLayout, cut_views  # noqa: E402
+from training import mixing, teachers  # noqa: E402
+from training.data import Item, Person, people_mask, read_concepts, read_items, read_people  # noqa: E402
+from training.losses import BACKGROUND, IGNORE  # noqa: E402
+from training.mixing import Collection, MixConfig, SceneMixer  # noqa: E402
+from training.teachers import PersonDetector, people_in_panorama  # noqa: E402
+
+pytestmark = pytest.mark.train
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+NO_PASTING = MixConfig(no_object=1.0, full_view=0.0, mosaic=0.0, decoy=0.0, sounds=1)
+
+
+class BrightSpot:
+    """A detector that knows where the view is bright."""
+
+    def __call__(self, view: np.ndarray):
+        rows, columns = np.nonzero(view[..., 0] > 200)
+        if not len(rows):
+            return np.zeros((0, 4)), np.zeros(0)
+        return np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]), np.array([0.9])
+
+
+@pytest.mark.parametrize("left", [300, 700, 1260])  # the last one across the seam
+def test_a_box_of_a_view_is_where_it_is_in_the_panorama(left):
+    panorama = np.zeros((640, 1280, 3), np.uint8)
+    panorama[280:360, np.arange(left, left + 40) % 1280] = 255
+    (person,) = people_in_panorama(BrightSpot(), panorama)
+    assert [person.left * 1280, person.right * 1280] == pytest.approx([left, left + 40], abs=4)
+    assert [person.top * 640, person.bottom * 640] == pytest.approx([280, 360], abs=5)
+    mask = people_mask([person], 640, 1280) > 0
+    bright = panorama[..., 0] > 0
+    assert (mask & bright).sum() / (mask | bright).sum() > 0.8
+
+
+def test_the_surer_of_two_boxes_decides():
+    mask = people_mask([Person(0.1, 0.4, 0.3, 0.6, 0.9), Person(0.2, 0.4, 0.4, 0.6, 0.3)], 100, 200)
+    assert set(np.unique(mask)) == {0, round(0.3 * 255), round(0.9 * 255)}
+    assert (mask[40:60, 40:60] == round(0.9 * 255)).all()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A collection whose only panorama has somebody for certain and somebody perhaps, at known places."""
+    cv2.imwrite(str(tmp_path / "room.png"), np.full((640, 1280, 3), 90, np.uint8))
+    cv2.imwrite(str(tmp_path / "dog.png"), np.full((64, 64, 3), 200, np.uint8))
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 16000).astype(np.float32)
+    monkeypatch.setattr(mixing, "read_audio", lambda path: (noise, 32000))
+    people = [Person(0.05, 0.35, 0.15, 0.65, 0.9), Person(0.55, 0.35, 0.65, 0.65, 0.3)]
+    monkeypatch.setattr(mixing, "read_people", lambda: {"room.png": people})
+    items = [Item("panorama", "room.png", "background", (), "train", "room", "", ""),
+             Item("photo", "dog.png", "dog", (), "train", "dog", "", ""),
+             Item("sound", "dog.wav", "dog", (), "train", "dog", "", "")]  # fmt: skip
+    return Collection(items, tmp_path, read_concepts())
+
+
+def test_people_of_the_background_are_people_and_doubtful_ones_nothing(place, monkeypatch):
+    monkeypatch.setattr(mixing.SceneMixer, "_plain_photo", lambda self, rng: np.full((64, 64, 3), 90, np.uint8))
+    mixer, person, sure, doubtful, empty = SceneMixer(place, NO_PASTING, 0), place.class_of["person"], 0, 0, 0
+    for index in range(6):
+        scene = mixer[index]
+        for owner, concepts in zip(scene["view_owner"], scene["view_concept"]):
+            owned = {int(concepts[k]) for k in np.unique(owner) if k >= 0}
+            assert owned <= {person}
+            sure, doubtful, empty = sure + (owner >= 0).sum(), doubtful + (owner == IGNORE).sum(), empty + (
+                owner == BACKGROUND).sum()  # fmt: skip
+    assert sure > 50 and doubtful > 50 and empty > 10 * sure
+
+
+def test_who_is_behind_a_pasted_picture_is_not_there(place, monkeypatch):
+    monkeypatch.setattr(mixing.SceneMixer, "_plain_photo", lambda self, rng: np.full((64, 64, 3), 90, np.uint8))
+
+    def hide(self, rng, view, coverage, photo, full):
+        coverage[:] = 1.0
+
+    monkeypatch.setattr(mixing.SceneMixer, "_place", hide)
+    scene = SceneMixer(place, MixConfig(no_object=1.0, full_view=0.0, mosaic=0.0, decoy=1.0, sounds=1), 0)[0]
+    assert (scene["view_owner"] == BACKGROUND).all()
+
+
+@pytest.mark.shared
+def test_the_real_detector_finds_who_is_in_the_list():
+    detector = PersonDetector(SHARED / "weights" / "yolox_nano.onnx")
+    listed = read_people()
+    file = max(listed, key=lambda name: sum(person.score > 0.8 for person in listed[name]))
+    panorama = cv2.cvtColor(cv2.imread(str(SHARED / "data" / file)), cv2.COLOR_BGR2RGB)
+    found = people_in_panorama(detector, panorama)
+    sure = [person for person in listed[file] if person.score > 0.8]
+    assert len(sure) > 3
+    for person in sure:
+        assert any(abs(other.left - person.left) < 0.01 and abs(other.top - person.top) < 0.01 for other in found)
+
+
+def test_the_list_is_of_the_panoramas_there_are():
+    panoramas = {item.file for item in read_items("panorama")}
+    people = read_people()
+    assert set(people) <= panoramas and sum(map(len, people.values())) > 300
+    assert all(0 <= p.left < 1 and p.left < p.right and p.top < p.bottom <= 1 and p.score >= teachers.LEAST_SCORE
+               for found in people.values() for p in found)  # fmt: skip
+    assert cut_views(np.zeros((640, 1280, 4), np.uint8), ViewLayout(), (32, 32)).shape == (4, 32, 32, 4)

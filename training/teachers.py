@@ -1,0 +1,118 @@
+"""The people in panoramas, found once by a detector: backgrounds hold people whom nobody has labelled.
+
+    python training/teachers.py --data ../shared/data --weights ../shared/weights
+
+Writes training/people.csv: a line for each person, with the panorama's file, the box as shares of its width and height
+(`right` is above 1 where it crosses the seam) and the detector's score. Training takes who is found for certain for
+people, and what is doubtful for nothing (training/mixing.py); without it their patches would count as empty background.
+
+The teacher is YOLOX-nano (Ge et al. 2021, Apache-2.0; COCO), on overlapping views of 75 degrees.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cv2
+import numpy as np
+import onnxruntime
+from tqdm import tqdm
+
+from avssl_ros.geometry import ViewLayout, cut_views
+from training.data import PEOPLE_COLUMNS, PEOPLE_CSV, Person, read_items
+
+INPUT, STRIDES, PERSON = 416, (8, 16, 32), 0  # of YOLOX-nano
+FOV_DEG, VIEWS = 75.0, 8
+LEAST_SCORE = 0.25
+LEAST_PIXELS = 20  # of a box's height in the detector's view: what is smaller is a guess
+OVERLAP = 0.5  # intersection over union from which on two boxes are one person
+
+
+@dataclass(frozen=True)
+class TeachersConfig:
+    """Where the panoramas and the detector are."""
+
+    data: Path = Path("../shared/data")
+    weights: Path = Path("../shared/weights")  # folder with yolox_nano.onnx
+    output: Path = PEOPLE_CSV
+
+
+class PersonDetector:
+    """YOLOX-nano, its class of people."""
+
+    def __init__(self, path: Path):
+        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self._name = self._session.get_inputs()[0].name
+        grids = [np.stack(np.meshgrid(*[np.arange(INPUT // stride)] * 2), -1).reshape(-1, 2) for stride in STRIDES]
+        self._grid = np.concatenate(grids)
+        self._stride = np.concatenate([np.full((len(grid), 1), stride) for grid, stride in zip(grids, STRIDES)])
+
+    def __call__(self, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (N, 4) left, top, right, bottom in pixels and scores (N,) of an RGB picture (INPUT, INPUT, 3)."""
+        picture = view[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)
+        (found,) = self._session.run(None, {self._name: picture})[0]
+        centre, size = (found[:, :2] + self._grid) * self._stride, np.exp(found[:, 2:4]) * self._stride
+        score = found[:, 4] * found[:, 5 + PERSON]
+        kept = (score >= LEAST_SCORE) & (size[:, 1] >= LEAST_PIXELS)
+        return np.concatenate([centre - size / 2, centre + size / 2], axis=1)[kept], score[kept]
+
+
+def people_in_panorama(detector: PersonDetector, panorama: np.ndarray) -> list[Person]:
+    """Everybody in an equirectangular RGB picture (H, 2 H, 3), each once, the surest first."""
+    layout = ViewLayout(tuple(np.arange(VIEWS) * 360 / VIEWS), 0.0, FOV_DEG, FOV_DEG)
+    boxes, scores = [], []
+    for view, azimuth in zip(cut_views(panorama, layout, (INPUT, INPUT)), layout.azimuths_deg):
+        for box, score in zip(*detector(view)):
+            boxes.append(_on_sphere(box, azimuth))
+            scores.append(float(score))
+    kept: list[Person] = []
+    for index in np.argsort(scores)[::-1]:
+        person = Person(*boxes[index], scores[index])
+        if all(_overlap(person, other) < OVERLAP for other in kept):
+            kept.append(person)
+    return kept
+
+
+def _on_sphere(box: np.ndarray, azimuth_deg: float) -> tuple[float, float, float, float]:
+    """A box of a view as shares of the panorama: azimuths of its sides, elevations of its ends at its middle."""
+    focal = INPUT / 2 / np.tan(np.radians(FOV_DEG) / 2)
+    x, y = (box[[0, 2]] - INPUT / 2) / focal, (box[[1, 3]] - INPUT / 2) / focal
+    sides = (180.0 - azimuth_deg + np.degrees(np.arctan(x))) / 360.0  # azimuth grows to the left
+    ends = 0.5 + np.arctan(y * np.cos(np.arctan(x.mean()))) / np.pi
+    turns = np.floor(sides[0])
+    return float(sides[0] - turns), float(max(ends[0], 0.0)), float(sides[1] - turns), float(min(ends[1], 1.0))
+
+
+def _overlap(first: Person, second: Person) -> float:
+    """The larger of intersection over union and the share of the smaller box that is within the other."""
+    best = 0.0
+    for turn in (-1, 0, 1):
+        wide = min(first.right, second.right + turn) - max(first.left, second.left + turn)
+        tall = min(first.bottom, second.bottom) - max(first.top, second.top)
+        if wide > 0 and tall > 0:
+            areas = [(p.right - p.left) * (p.bottom - p.top) for p in (first, second)]
+            best = max(best, wide * tall / min(areas))
+    return best
+
+
+def main(config: TeachersConfig) -> None:
+    detector = PersonDetector(config.weights / "yolox_nano.onnx")
+    with open(config.output, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(PEOPLE_COLUMNS)
+        for item in tqdm(read_items("panorama"), unit="panorama", disable=None):
+            picture = cv2.cvtColor(cv2.imread(str(config.data / item.file)), cv2.COLOR_BGR2RGB)
+            for person in people_in_panorama(detector, picture):
+                values = (f"{getattr(person, column):.4f}" for column in PEOPLE_COLUMNS[1:])
+                writer.writerow((item.file, *values))
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(TeachersConfig, description=__doc__))
