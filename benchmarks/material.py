@@ -39,8 +39,11 @@ class _Borrowed:
         self.photos, self.sounds = defaultdict(list), defaultdict(list)
         self.sounds[BACKGROUND] = base.sounds[BACKGROUND]
 
-    def panorama(self, rng: np.random.Generator) -> np.ndarray:
-        return self.base.panorama(rng)
+    def place(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return self.base.place(rng)
+
+    def shows_people(self, item) -> bool:
+        return False  # one thing alone is in each of these
 
 
 class CutOuts(_Borrowed):

@@ -190,9 +190,9 @@ class SceneClips:
         doubled = np.hstack([blurred, blurred[:, ::-1]])
         return cv2.resize(doubled, (1280, 640), interpolation=cv2.INTER_CUBIC), np.zeros((640, 1280), np.uint8)
 
-    def panorama(self, rng: np.random.Generator) -> np.ndarray:
-        """The picture alone."""
-        return self.place(rng)[0]
+    def shows_people(self, item: Item | int) -> bool:
+        """Whether somebody is known to be in a photograph; of clips nothing is known."""
+        return isinstance(item, Item) and self._collection.base.shows_people(item)
 
     def _window(self, index: int) -> dict[str, Any]:
         if index not in self._windows:

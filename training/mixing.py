@@ -51,7 +51,7 @@ class Collection:
             if item.kind in ("photo", "sound") and zlib.crc32(item.file.encode()) < share * 2**32:
                 getattr(self, item.kind + "s")[item.concept].append(item)
         self.panoramas = [item for item in items if item.kind == "panorama"]
-        self._people = read_people()
+        self.people = read_people()
         self._place_of: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._decoded = self._decode([item for item in items if item.kind == "sound"], cache)
 
@@ -75,17 +75,17 @@ class Collection:
         """What the scene that `key` stands for takes its items from: this collection, since its items never change."""
         return self
 
-    def panorama(self, rng: np.random.Generator) -> np.ndarray:
-        """One of the panoramas, not to be changed: RGB uint8 (H, 2 H, 3)."""
-        return self.place(rng)[0]
-
     def place(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """One of the panoramas and the people in it, not to be changed: RGB uint8 (H, 2 H, 3) and `people_mask`."""
         item = self.panoramas[rng.integers(len(self.panoramas))]
         if item.file not in self._place_of:
             picture = self.photo(item)
-            self._place_of[item.file] = picture, people_mask(self._people.get(item.file, []), *picture.shape[:2])
+            self._place_of[item.file] = picture, people_mask(self.people.get(item.file, []), *picture.shape[:2])
         return self._place_of[item.file]
+
+    def shows_people(self, item: Item) -> bool:
+        """Whether the detector has seen somebody in a photograph or panorama, be it doubtfully."""
+        return item.file in self.people
 
     def photo(self, item: Item) -> np.ndarray:
         """RGB uint8 (H, W, 3)."""
@@ -405,7 +405,7 @@ class SceneMixer:
 
     def _plain_photo(self, rng) -> np.ndarray:
         """A photograph, or a piece of another panorama, of nothing that sounds."""
-        plain = self.collection.photos[BACKGROUND_CONCEPT]
+        plain = [item for item in self.collection.photos[BACKGROUND_CONCEPT] if not self.collection.shows_people(item)]
         if plain and rng.random() < 0.7:
             return jitter(rng, self.collection.photo(plain[rng.integers(len(plain))]))
         for _ in range(ATTEMPTS):

@@ -6,6 +6,7 @@ levels over a real background. Scene i is a function of (seed, i) alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from avssl_ros import features
 from training.clip_collection import ClipsConfig, open_collection
 from training.data import BACKGROUND, read_concepts
 from training.mixing import (
+    ATTEMPTS,
+    PERSON,
     SECONDS,
     Collection,
     at_level,
@@ -32,6 +35,7 @@ NEGATIVES = ("silence", "white noise", "pink noise", "hum", "fan", "recorded bac
 MASK_SHAPE = (128, 256)  # of the areas of objects, an equirectangular grid
 SEPARATION = 45.0  # degrees, smallest azimuth between two objects
 HEIGHTS = 25.0, 45.0  # degrees that pictures span vertically, from .. to
+PEOPLE = frozenset(c.name for c in read_concepts() if PERSON in (c.name, *c.made_by))  # concepts that people make
 
 
 @dataclass(frozen=True)
@@ -143,11 +147,14 @@ class SceneGenerator:
 
     def _negative(self, rng, kind: str) -> Scene:
         names = list(rng.choice(self.lookable, self.visible, replace=False))
-        image, objects = self._place(rng, names, 0)
         if kind == "offscreen sound":
-            name = rng.choice([name for name in self.audible if name not in names])
+            # What somebody in view may have said is not out of view.
+            shown = set(names) | (set() if PEOPLE.isdisjoint(names) else PEOPLE)
+            name = rng.choice([name for name in self.audible if name not in shown])
+            image, objects = self._place(rng, names, 0, [name])
             sound = at_level(self._recording(rng, name), rng.uniform(-30, -15)) + self._background(rng, -60)
             return Scene(image, _clip(sound), objects, offscreen=str(name))
+        image, objects = self._place(rng, names, 0)
         return Scene(image, _clip(self._negative_sound(rng, kind)), objects)
 
     def pair(self, index: int) -> tuple[Scene, Scene]:
@@ -157,7 +164,8 @@ class SceneGenerator:
     def _pair(self, rng) -> tuple[Scene, Scene]:
         heard = list(rng.choice(self.audible, 2, replace=False))
         others = [name for name in self.lookable if name not in heard]
-        image, objects = self._place(rng, heard + list(rng.choice(others, self.visible - 2, replace=False)), 0)
+        names = heard + list(rng.choice(others, self.visible - 2, replace=False))
+        image, objects = self._place(rng, names, 0, heard)
         background, scenes = self._background(rng, rng.uniform(-65, -45)), []
         for number, name in enumerate(heard):
             sounding = tuple(replace(placed, sounds=index == number) for index, placed in enumerate(objects))
@@ -173,7 +181,7 @@ class SceneGenerator:
         heard = [str(name) for name in rng.choice(self.audible, 4, replace=False)]
         others = [name for name in self.lookable if name not in heard]
         names = heard[:3] + list(rng.choice(others, max(self.visible - 3, 0), replace=False))
-        image, objects = self._place(rng, names, 3)
+        image, objects = self._place(rng, names, 3, heard)
         sound = np.resize(self._background(rng, rng.uniform(-65, -50)), int(TIMELINE_SECONDS * features.SAMPLE_RATE))
         soundings = []
         for placed, start, end in SCHEDULE:
@@ -213,12 +221,29 @@ class SceneGenerator:
             return at_level(pink_noise(rng, int(SECONDS * features.SAMPLE_RATE)), level_db)
         return at_level(self._recording(rng, BACKGROUND), level_db)
 
-    def _place(self, rng, names: list[str], sounding: int) -> tuple[np.ndarray, tuple[PlacedObject, ...]]:
-        panorama = self.collection.panorama(rng)
+    def _panorama(self, rng, heard: Sequence[str]) -> np.ndarray:
+        """A panorama; one without people where they are heard: its own would be as right an answer as the truth's."""
+        for _ in range(ATTEMPTS):
+            panorama, people = self.collection.place(rng)
+            if PEOPLE.isdisjoint(heard) or not people.any():
+                break
+        return panorama
+
+    def _photos(self, name: str, heard: Sequence[str]) -> list:
+        """What may show a concept: where people are heard, no players or riders, who would be as right an answer."""
+        choices = self.collection.photos[name]
+        if name in PEOPLE or PEOPLE.isdisjoint(heard):
+            return choices
+        return [item for item in choices if not self.collection.shows_people(item)] or choices
+
+    def _place(self, rng, names: list[str], sounding: int, heard: Sequence[str] | None = None):
+        """The picture and its PlacedObjects of which the first `sounding` sound; `heard` is everything that does."""
+        heard = names[:sounding] if heard is None else heard
+        panorama = self._panorama(rng, heard)
         panorama = np.roll(panorama, rng.integers(panorama.shape[1]), axis=1)
         objects = []
         for index, (name, azimuth) in enumerate(zip(names, self._azimuths(rng, len(names)))):
-            choices = self.collection.photos[name]
+            choices = self._photos(name, heard)
             photo = self.collection.photo(choices[rng.integers(len(choices))])
             elevation, height = np.radians(rng.uniform(-15, 15)), rng.uniform(*self.heights)
             photo, alpha = (photo[..., :3], photo[..., 3] / np.float32(255)) if photo.shape[2] == 4 else (

@@ -1,12 +1,13 @@
-"""The people in panoramas, found once by a detector: backgrounds hold people whom nobody has labelled.
+"""The people in panoramas and photographs, found once by a detector: they hold people whom nobody has labelled.
 
     python training/teachers.py --data ../shared/data --weights ../shared/weights
 
-Writes training/people.csv: a line for each person, with the panorama's file, the box as shares of its width and height
-(`right` is above 1 where it crosses the seam) and the detector's score. Training takes who is found for certain for
-people, and what is doubtful for nothing (training/mixing.py); without it their patches would count as empty background.
+Writes training/people.csv: a line for each person, with the picture's file, the box as shares of its width and height
+(`right` is above 1 where it crosses a panorama's seam) and the detector's score. Training takes who is surely found
+in a panorama for a person, and who is doubtful for nothing (training/mixing.py); without it their patches would count
+as empty background. Where people are heard, scenes of the benchmark hold no other people (training/scenes.py).
 
-The teacher is YOLOX-nano (Ge et al. 2021, Apache-2.0; COCO), on overlapping views of 75 degrees.
+The teacher is YOLOX-nano (Ge et al. 2021, Apache-2.0; COCO), on overlapping views of 75 degrees of a panorama.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from training.data import PEOPLE_COLUMNS, PEOPLE_CSV, Person, read_items
 
 INPUT, STRIDES, PERSON = 416, (8, 16, 32), 0  # of YOLOX-nano
 FOV_DEG, VIEWS = 75.0, 8
+PADDING = 114  # grey level beside a picture that is not square
 LEAST_SCORE = 0.25
 LEAST_PIXELS = 20  # of a box's height in the detector's view: what is smaller is a guess
-OVERLAP = 0.5  # intersection over union from which on two boxes are one person
+OVERLAP = 0.5  # share of the smaller box within the other from which on two boxes are one person
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,26 @@ class PersonDetector:
 def people_in_panorama(detector: PersonDetector, panorama: np.ndarray) -> list[Person]:
     """Everybody in an equirectangular RGB picture (H, 2 H, 3), each once, the surest first."""
     layout = ViewLayout(tuple(np.arange(VIEWS) * 360 / VIEWS), 0.0, FOV_DEG, FOV_DEG)
-    boxes, scores = [], []
-    for view, azimuth in zip(cut_views(panorama, layout, (INPUT, INPUT)), layout.azimuths_deg):
-        for box, score in zip(*detector(view)):
-            boxes.append(_on_sphere(box, azimuth))
-            scores.append(float(score))
+    views = zip(cut_views(panorama, layout, (INPUT, INPUT)), layout.azimuths_deg)
+    return _each_once([Person(*_on_sphere(box, azimuth), float(score))
+                       for view, azimuth in views for box, score in zip(*detector(view))])
+
+
+def people_in_photo(detector: PersonDetector, photo: np.ndarray) -> list[Person]:
+    """Everybody in an ordinary RGB picture (H, W, 3), the surest first."""
+    height, width = photo.shape[:2]
+    scale = INPUT / max(height, width)
+    view = np.full((INPUT, INPUT, 3), PADDING, np.uint8)
+    scaled = cv2.resize(photo, (round(width * scale), round(height * scale)))
+    view[: scaled.shape[0], : scaled.shape[1]] = scaled
+    boxes, scores = detector(view)
+    boxes = np.clip(boxes / scale / [width, height, width, height], 0.0, 1.0)
+    return _each_once([Person(*map(float, box), float(score)) for box, score in zip(boxes, scores)])
+
+
+def _each_once(found: list[Person]) -> list[Person]:
     kept: list[Person] = []
-    for index in np.argsort(scores)[::-1]:
-        person = Person(*boxes[index], scores[index])
+    for person in sorted(found, key=lambda person: -person.score):
         if all(_overlap(person, other) < OVERLAP for other in kept):
             kept.append(person)
     return kept
@@ -89,7 +103,7 @@ def _on_sphere(box: np.ndarray, azimuth_deg: float) -> tuple[float, float, float
 
 
 def _overlap(first: Person, second: Person) -> float:
-    """The larger of intersection over union and the share of the smaller box that is within the other."""
+    """The share of the smaller box that is within the other."""
     best = 0.0
     for turn in (-1, 0, 1):
         wide = min(first.right, second.right + turn) - max(first.left, second.left + turn)
@@ -105,9 +119,10 @@ def main(config: TeachersConfig) -> None:
     with open(config.output, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(PEOPLE_COLUMNS)
-        for item in tqdm(read_items("panorama"), unit="panorama", disable=None):
+        for item in tqdm([*read_items("panorama"), *read_items("photo")], unit="picture", disable=None):
             picture = cv2.cvtColor(cv2.imread(str(config.data / item.file)), cv2.COLOR_BGR2RGB)
-            for person in people_in_panorama(detector, picture):
+            look = people_in_panorama if item.kind == "panorama" else people_in_photo
+            for person in look(detector, picture):
                 values = (f"{getattr(person, column):.4f}" for column in PEOPLE_COLUMNS[1:])
                 writer.writerow((item.file, *values))
 

@@ -7,8 +7,11 @@ and the memory. A crash of a native library ends the process, which no test surv
 from __future__ import annotations
 
 import gc
+import tempfile
 import time
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import memory
 import pytest
@@ -35,6 +38,7 @@ class Tally:
     refused: int = 0
     slowest: float = 0.0  # seconds
     took: float = 0.0  # seconds, all inputs together and making them
+    failure: str = ""  # what was raised, and where the input lies
 
 
 def feed(entry: entry_points.EntryPoint, value) -> tuple[bool, float]:
@@ -50,11 +54,16 @@ def feed(entry: entry_points.EntryPoint, value) -> tuple[bool, float]:
 
 
 def fuzz(entry: entry_points.EntryPoint, count: int) -> Tally:
-    tally = Tally()
+    """Feeds `count` inputs, up to the first that fails: the smallest like it is kept for whoever mends that."""
+    tally, kept = Tally(), Path(tempfile.gettempdir()) / f"fuzz-{entry.name.replace(' ', '-').replace('/', '-')}.txt"
 
     def once(value) -> None:
-        refused, seconds = feed(entry, value)
-        assert seconds < HANG_SECONDS, f"{entry.name}: {seconds:.1f} s"
+        try:
+            refused, seconds = feed(entry, value)
+            assert seconds < HANG_SECONDS, f"{entry.name}: {seconds:.1f} s"
+        except Exception:
+            kept.write_text(repr(value))
+            raise
         tally.inputs += 1
         tally.refused += refused
         tally.slowest = max(tally.slowest, seconds)
@@ -63,7 +72,12 @@ def fuzz(entry: entry_points.EntryPoint, count: int) -> Tally:
     for number, first in enumerate(range(0, count, CHUNK)):
         how = settings(max_examples=min(CHUNK, count - first), database=None, deadline=None,
                        phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck))  # fmt: skip
-        seed(number)(how(given(entry.inputs)(once)))()
+        try:
+            seed(number)(how(given(entry.inputs)(once)))()
+        except Exception as error:
+            error.__notes__ = []  # the input, which may be long
+            tally.failure = "".join(traceback.format_exception(error, limit=-4)) + f"the input: {kept}"
+            break
     tally.took = time.perf_counter() - begin
     return tally
 
@@ -98,6 +112,8 @@ def report(tallies: dict[str, Tally], normal: int, most: int) -> str:
 
 def judge(tallies: dict[str, Tally], normal: int, most: int) -> None:
     assert most < MEMORY_FACTOR * normal, report(tallies, normal, most)
+    failures = [f"{name}: {tally.failure}" for name, tally in tallies.items() if tally.failure]
+    assert not failures, "\n\n".join(failures)
     for name, tally in tallies.items():
         assert 0.05 < tally.refused / tally.inputs <= 1.0, f"{name}: the mutations hardly spoil anything"
         assert tally.refused < tally.inputs, f"{name}: nothing gets as far as the end"
@@ -126,7 +142,9 @@ def test_a_hang_and_an_undocumented_error_are_noticed(tmp_path):
         while time.process_time() < until:
             pass
 
-    broken = {"spins": (spin, AssertionError), "raises": (lambda _: {}["key"], KeyError)}
+    broken = {"spins": (spin, "AssertionError: spins: 1."), "raises": (lambda _: {}["key"], "KeyError: 'key'")}
     for name, (use, error) in broken.items():
-        with pytest.raises(error):
-            fuzz(entry_points.EntryPoint(name, entry.inputs.map(lambda _: 0), use, [], 1.0), 1)
+        tally = fuzz(entry_points.EntryPoint(name, entry.inputs.map(lambda _: 0), use, [], 1.0), 1)
+        assert error in tally.failure and not tally.inputs
+        with pytest.raises(AssertionError, match=error):
+            judge({name: tally}, 1, 1)

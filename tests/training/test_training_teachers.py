@@ -13,6 +13,7 @@ from training import mixing, teachers  # noqa: E402
 from training.data import Item, Person, people_mask, read_concepts, read_items, read_people  # noqa: E402
 from training.losses import BACKGROUND, IGNORE  # noqa: E402
 from training.mixing import Collection, MixConfig, SceneMixer  # noqa: E402
+from training.scenes import SceneGenerator  # noqa: E402
 from training.teachers import PersonDetector, people_in_panorama  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -85,6 +86,29 @@ def test_who_is_behind_a_pasted_picture_is_not_there(place, monkeypatch):
     monkeypatch.setattr(mixing.SceneMixer, "_place", hide)
     scene = SceneMixer(place, MixConfig(no_object=1.0, full_view=0.0, mosaic=0.0, decoy=1.0, sounds=1), 0)[0]
     assert (scene["view_owner"] == BACKGROUND).all()
+
+
+def test_where_people_are_heard_the_panorama_has_none(tmp_path, monkeypatch):
+    """Those would be as right an answer as the person in the picture that was set into it."""
+    for name, grey in (("street", 50), ("room", 150)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((640, 1280, 3), grey, np.uint8))
+    monkeypatch.setattr(mixing, "read_audio", lambda path: (np.full(16000, 0.1, np.float32), 32000))
+    monkeypatch.setattr(mixing, "read_people", lambda: {"street.png": [Person(0.2, 0.4, 0.3, 0.6, 0.9)]})
+    items = [Item("panorama", f"{name}.png", "background", (), "train", name, "", "") for name in ("street", "room")]
+    names = ("person", "crowd", "dog", "cat", "bell", "cow", "horse")
+    for name in names:
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((64, 64, 3), 250, np.uint8))
+        items += [Item("photo", f"{name}.png", name, (), "train", name, "", "")]
+        items += [Item("sound", f"{name}.wav", name, (), "train", name, "", "")]
+    generator = SceneGenerator(Collection(items, tmp_path, read_concepts()), 0, least_photos=1, least_sounds=1)
+    seen = {True: set(), False: set()}
+    for index in range(24):
+        scene = generator.scene(index)
+        seen[scene.sounding[0].concept in ("person", "crowd")].add(int(np.median(scene.image)))
+        away = generator.negative(index, "offscreen sound")
+        if away.offscreen in ("person", "crowd"):
+            assert np.median(away.image) == 150 and not {"person", "crowd"} & {o.concept for o in away.objects}
+    assert seen == {True: {150}, False: {50, 150}}
 
 
 @pytest.mark.shared
