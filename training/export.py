@@ -51,6 +51,7 @@ class ExportConfig:
     audio_run: Path | None = None  # another run: the audio encoder is the mean of both
     visual_from: Path | None = None  # model folder whose visual encoder is kept: `run` trained the audio encoder alone
     audio_with: Path | None = None  # model folder: the audio encoder is the mean with the one there
+    visual_with: Path | None = None  # the same of the visual encoder: half way from where a run started to its end
     view_size: int = VIEW_SIZE  # pixels of a view's width at run time; a larger one sees more and costs more
     kinds: int = 48  # of sound at most, of a run on clips without labels (training/discover.py)
     output: Path = Path("models")  # model folder; its files are replaced
@@ -146,9 +147,10 @@ def export(config: ExportConfig) -> Path:
                 raise ValueError(
                     f"{name}.onnx differs from torch by {difference:.2e}, more than {TOLERANCE}; not written"
                 )
-            if name == "audio" and config.audio_with is not None:
-                average_models(path, config.audio_with / "audio.onnx")
-                trained = {**trained, "audio_with": read_manifest(config.audio_with)["training"].get("audio_run", {})}
+            other = config.audio_with if name == "audio" else config.visual_with
+            if other is not None:
+                average_models(path, other / f"{name}.onnx")
+                trained = {**trained, f"{name}_with": _described(read_manifest(other), name)}
             hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
             print(f"{name}: {path.stat().st_size / 1e6:.1f} MB, largest difference from torch {difference:.1e}")
         manifest = _manifest(model, trained, hashes, labels, frame, config.view_size)
@@ -180,6 +182,12 @@ def _keep_visual(models: Path, folder: Path, trained: dict) -> tuple[str, dict]:
     shutil.copy(models / kept["visual"]["file"], folder / "visual.onnx")
     described = {key: value for key, value in kept["training"].items() if key != "audio_run"}
     return kept["visual"]["sha256"], {**described, "audio_run": trained}
+
+
+def _described(manifest: dict, name: str) -> dict:
+    """The hash of one encoder of a model folder, and the training it came of."""
+    training = {key: value for key, value in manifest["training"].items() if key != "audio_run" or name == "audio"}
+    return {"sha256": manifest[name]["sha256"], "training": training}
 
 
 def _made_by(labels: list[str]) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -128,8 +129,15 @@ def test_a_run_goes_on_from_a_model_folder_and_may_leave_one_encoder_alone(run, 
     sound = {"log_mel": np.random.default_rng(0).standard_normal((1, 128, 200)).astype(np.float32)}
     first, second = (session.run(None, sound)[0] for session in audio)
     np.testing.assert_allclose(first, second, atol=1e-5)
+    half = export.export(export.ExportConfig(run=further.run, visual_with=models, output=tmp_path / "half"))
+    bias = [onnx.numpy_helper.to_array(next(part for part in onnx.load(folder / "visual.onnx").graph.initializer
+                                            if part.name == "head.deep.bias")) for folder in (models, half, after)]
+    np.testing.assert_allclose(bias[1], (bias[0] + bias[2]) / 2, atol=1e-7)
+    assert not np.array_equal(bias[0], bias[2])
+    started = Localizer(models).manifest["visual"]["sha256"]
+    assert Localizer(half).manifest["training"]["visual_with"]["sha256"] == started
     manifest = Localizer(after).manifest["training"]
-    assert manifest["started_from"]["visual"] == Localizer(models).manifest["visual"]["sha256"]
+    assert manifest["started_from"]["visual"] == started
     assert (after / "visual.onnx").read_bytes() != (models / "visual.onnx").read_bytes()
 
 
