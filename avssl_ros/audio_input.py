@@ -45,6 +45,7 @@ FILE_FORMATS = (
     "eac3,amr,wv,ape,tta,dts,mxf,dv,ivf,h264,hevc,obu,m4v,mjpeg,yuv4mpegpipe,gif,image2,jpeg_pipe,png_pipe,webp_pipe,"
     "bmp_pipe,tiff_pipe"
 )
+MAX_PIXELS = 1 << 26  # 67 megapixels, an 11K panorama: 200 MB as RGB
 
 
 class AudioDeviceError(RuntimeError):
@@ -596,16 +597,22 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
     return np.concatenate(blocks), sound.sample_rate
 
 
-def open_media(path: Path):
-    """PyAV's container for reading `path`, with errors a user understands."""
+def existing_file(path: Path) -> None:
+    """Raises FileNotFoundError where there is no file, ValueError where it is empty."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes)")
+
+
+def open_media(path: Path):
+    """PyAV's container for reading `path`, with errors a user understands."""
+    existing_file(path)
     try:
         # The protocol is said, so that no name of a file can be taken for another one ("concat:", "http:").
         limits = {"format_whitelist": FILE_FORMATS, "protocol_whitelist": "file"}
-        return av.open(f"file:{path.absolute()}", options=limits)
+        # FFmpeg decodes the first picture to learn about it; a header of a few bytes can claim any size for it.
+        return av.open(f"file:{path.absolute()}", options=limits, stream_options=[{"max_pixels": str(MAX_PIXELS)}])
     except av.error.PermissionError as error:
         raise PermissionError(f"{path} may not be read: {error.strerror}") from error
     except av.error.FFmpegError as error:

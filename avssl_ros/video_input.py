@@ -23,9 +23,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from avssl_ros.audio_input import MAX_JUMP_SECONDS, of_known_kind, open_media
+from avssl_ros.audio_input import MAX_JUMP_SECONDS, MAX_PIXELS, existing_file, of_known_kind, open_media
 
-MAX_PIXELS = 1 << 26  # 67 megapixels, an 11K panorama: 200 MB as RGB
 MAX_PICTURE_BYTES = 1 << 28  # of a picture file
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # Flat pictures reach 350 as PNG and 170 as JPEG; more is no camera's picture but a small message that fills memory.
@@ -112,8 +111,7 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises FileNotFoundError, or ValueError where it is no picture or larger than MAX_PIXELS.
     """
     path = Path(path)
-    with open_media(path) as container:  # only looks at the size, so that nothing huge is decoded
-        _picture_stream(container, path)
+    existing_file(path)
     if path.stat().st_size > MAX_PICTURE_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, more than the {MAX_PICTURE_BYTES} that are read")
     try:
@@ -203,6 +201,8 @@ def _picture_stream(container, path: Path):
         raise ValueError(f"{path} has no picture, only sound; give a video or an image")
     stream = of_known_kind(streams[0], path)
     width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height == 0:
+        raise ValueError(f"{path} is damaged, or its pictures have more than {MAX_PIXELS >> 20} million pixels")
     if width * height > MAX_PIXELS:
         raise ValueError(
             f"{path} has {width}x{height} pixels, more than the {MAX_PIXELS >> 20} million that are read; scale it down"

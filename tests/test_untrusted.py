@@ -107,6 +107,21 @@ def test_a_small_message_cannot_claim_a_large_picture(jpeg):
     assert flat.shape == (1920, 3840, 3)
 
 
+@pytest.mark.parametrize("read", [read_image, VideoFile])
+def test_a_header_cannot_make_ffmpeg_decode_a_large_picture_to_look_at_it(tmp_path, read):  # found by tests/fuzz
+    webp = bytearray(cv2.imencode(".webp", np.zeros((64, 64, 3), np.uint8), [cv2.IMWRITE_WEBP_QUALITY, 50])[1])
+    start = webp.index(b"\x9d\x01\x2a") + 3
+    webp[start : start + 4] = struct.pack("<HH", 14416, 15904)
+    path = tmp_path / "large.webp"
+    path.write_bytes(webp)
+
+    def step():
+        with pytest.raises(ValueError, match="too large|more than"):
+            read(path)
+
+    assert grown_by(step) < 100 << 20  # decoded it takes 340 MB
+
+
 def test_a_jpeg_with_a_thousand_scans_is_refused(jpeg):
     scan = jpeg.index(b"\xff\xda")
     with pytest.raises(ValueError, match="1000 scans"):
@@ -123,7 +138,7 @@ def test_a_text_file_cannot_make_ffmpeg_open_other_files_or_the_network(tmp_path
     path = tmp_path / f"list{suffix}"
     path.write_text(text)
     for read in (VideoFile, SoundFile, read_image):
-        with pytest.raises(ValueError, match="no media file|cannot be opened"):
+        with pytest.raises(ValueError, match="no media file|cannot be opened|cannot be decoded as a picture"):
             read(path)
 
 
