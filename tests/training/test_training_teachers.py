@@ -10,11 +10,21 @@ pytest.importorskip("torch")
 
 from avssl_ros.geometry import ViewLayout, cut_views  # noqa: E402
 from training import mixing, teachers  # noqa: E402
-from training.data import Item, Person, people_mask, read_concepts, read_items, read_people  # noqa: E402
+from training.crop_people import CropConfig  # noqa: E402
+from training.crop_people import main as crop_people  # noqa: E402
+from training.data import (  # noqa: E402
+    Item,
+    Person,
+    people_mask,
+    read_concepts,
+    read_items,
+    read_more_items,
+    read_people,
+)
 from training.losses import BACKGROUND, IGNORE  # noqa: E402
 from training.mixing import Collection, MixConfig, SceneMixer  # noqa: E402
 from training.scenes import SceneGenerator  # noqa: E402
-from training.teachers import PersonDetector, people_in_panorama  # noqa: E402
+from training.teachers import PersonDetector, people_in_panorama, people_in_photo  # noqa: E402
 
 pytestmark = pytest.mark.train
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -114,7 +124,7 @@ def test_where_people_are_heard_the_panorama_has_none(tmp_path, monkeypatch):
 @pytest.mark.shared
 def test_the_real_detector_finds_who_is_in_the_list():
     detector = PersonDetector(SHARED / "weights" / "yolox_nano.onnx")
-    listed = read_people()
+    listed = {file: people for file, people in read_people().items() if file.startswith("panoramas/")}
     file = max(listed, key=lambda name: sum(person.score > 0.8 for person in listed[name]))
     panorama = cv2.cvtColor(cv2.imread(str(SHARED / "data" / file)), cv2.COLOR_BGR2RGB)
     found = people_in_panorama(detector, panorama)
@@ -124,10 +134,46 @@ def test_the_real_detector_finds_who_is_in_the_list():
         assert any(abs(other.left - person.left) < 0.01 and abs(other.top - person.top) < 0.01 for other in found)
 
 
-def test_the_list_is_of_the_panoramas_there_are():
-    panoramas = {item.file for item in read_items("panorama")}
+@pytest.mark.shared
+def test_the_real_detector_finds_a_person_in_an_ordinary_picture():
+    detector, listed = PersonDetector(SHARED / "weights" / "yolox_nano.onnx"), read_people()
+    item = next(item for item in read_items("photo") if item.concept == "person" and item.file in listed)
+    picture = cv2.cvtColor(cv2.imread(str(SHARED / "data" / item.file)), cv2.COLOR_BGR2RGB)
+    found, (wanted, *_) = people_in_photo(detector, picture), listed[item.file]
+    assert vars(found[0]) == pytest.approx(vars(wanted), abs=0.01)
+    wide = np.hstack([np.full_like(picture, 114), picture])  # the same person on the right
+    moved = people_in_photo(detector, wide)
+    assert moved and all(person.left > 0.45 for person in moved)
+
+
+def test_the_list_is_of_the_pictures_there_are():
+    pictures = {item.file: item for item in read_items() if item.kind != "sound"}
     people = read_people()
-    assert set(people) <= panoramas and sum(map(len, people.values())) > 300
+    assert people.keys() <= pictures.keys()
+    assert sum(pictures[file].kind == "panorama" for file in people) > 40
+    photos = [item for item in pictures.values() if item.kind == "photo" and item.concept == "person"]
+    assert sum(item.file in people for item in photos) > 0.9 * len(photos)
     assert all(0 <= p.left < 1 and p.left < p.right and p.top < p.bottom <= 1 and p.score >= teachers.LEAST_SCORE
                for found in people.values() for p in found)  # fmt: skip
     assert cut_views(np.zeros((640, 1280, 4), np.uint8), ViewLayout(), (32, 32)).shape == (4, 32, 32, 4)
+
+
+def test_people_are_cut_out_of_labelled_pictures(tmp_path):
+    for folder in ("images/train", "labels/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    picture = np.zeros((400, 600, 3), np.uint8)
+    picture[100:300, 200:300] = 255
+    cv2.imwrite(str(tmp_path / "images/train/a.jpg"), picture)
+    label = tmp_path / "labels/train/a.txt"
+    label.write_text(f"0 {250 / 600} 0.5 {100 / 600} 0.5\n16 0.5 0.5 0.5 0.5\n0 0.1 0.1 0.02 0.02\n")
+    config = CropConfig(tmp_path / "images", tmp_path / "labels", tmp_path / "out", source="somewhere")
+    assert crop_people(config) == 1  # neither the dog nor who is too small
+    (item,) = read_more_items(tmp_path / "out")
+    crop = cv2.imread(item.file)
+    assert (item.kind, item.concept, item.source) == ("photo", "person", "somewhere")
+    assert crop.shape[:2] == (248, 124) and 0.55 < (crop > 128).mean() < 0.75
+    label.write_text("0 0.1 0.1 0.2 0.2 0.3 0.3\n")
+    with pytest.raises(ValueError, match="wanted class, x, y, width, height"):
+        crop_people(config)
+    with pytest.raises(FileNotFoundError, match="label of its name"):
+        crop_people(CropConfig(tmp_path / "images", tmp_path / "out", tmp_path / "out"))
