@@ -168,7 +168,21 @@ def _checked_width(data: bytes) -> int:
         raise ValueError(f"the picture claims {width}x{height} pixels in only {len(data)} bytes; it is not decoded")
     if kind in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
         raise ValueError(f"the JPEG picture has {data.count(bytes([255, 218]))} scans, more than {MAX_SCANS}")
+    if kind == "PNG":
+        _check_png_chunks(data)
     return width
+
+
+def _check_png_chunks(data: bytes) -> None:
+    """Raises ValueError where a chunk claims more bytes than there are: OpenCV takes memory for all of them."""
+    start, kind = 8, b""
+    while kind != b"IEND":
+        if start + 12 > len(data):
+            raise ValueError(f"the PNG picture of {len(data)} bytes is cut off")
+        length, kind = struct.unpack(">I4s", data[start : start + 8])
+        start += 12 + length
+    if start > len(data):
+        raise ValueError(f"the PNG picture of {len(data)} bytes is cut off")
 
 
 def is_image(path: str | Path) -> bool:

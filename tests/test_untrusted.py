@@ -122,6 +122,20 @@ def test_a_header_cannot_make_ffmpeg_decode_a_large_picture_to_look_at_it(tmp_pa
     assert grown_by(step) < 100 << 20  # decoded it takes 340 MB
 
 
+def test_a_png_cannot_claim_more_than_it_has():  # found by tests/fuzz
+    png = bytearray(cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))[1])
+    assert decode_picture(bytes(png)).shape == (64, 64, 3)
+    assert decode_picture(bytes(png) + b"more").shape == (64, 64, 3)
+    length = png.index(b"IDAT") - 4
+    png[length : length + 4] = struct.pack(">I", 675 << 20)
+
+    def step():
+        with pytest.raises(ValueError, match="cut off"):
+            decode_picture(bytes(png))
+
+    assert grown_by(step) < 20 << 20
+
+
 def test_a_jpeg_with_a_thousand_scans_is_refused(jpeg):
     scan = jpeg.index(b"\xff\xda")
     with pytest.raises(ValueError, match="1000 scans"):
