@@ -20,10 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 
+from avssl_ros.video_input import read_image
 from training.mixing import PERSON
+from training.teachers import COCO_PERSON
 
 COLUMNS = ("kind", "file", "concept", "group", "source_repo", "licence")
-YOLO_PERSON = 0
 LEAST_WIDTH, LEAST_HEIGHT = 30, 80  # pixels of a box
 MARGIN = 0.12  # of the box's size, on each side
 SHORTER_SIDE = 200  # pixels: as small as the other photographs
@@ -41,10 +42,10 @@ class CropConfig:
 
 
 def crops(picture: np.ndarray, boxes: np.ndarray) -> list[np.ndarray]:
-    """The people of a BGR picture. boxes: (N, 5) class, and centre, width and height as shares of the picture."""
+    """The people of a picture. boxes: (N, 5) class, and centre, width and height as shares of the picture."""
     height, width = picture.shape[:2]
     found = []
-    for _, x, y, w, h in boxes[boxes[:, 0] == YOLO_PERSON]:
+    for _, x, y, w, h in boxes[boxes[:, 0] == COCO_PERSON]:
         w, h = w * width, h * height
         if w < LEAST_WIDTH or h < LEAST_HEIGHT:
             continue
@@ -68,9 +69,10 @@ def main(config: CropConfig) -> int:
         boxes = np.loadtxt(labels[name], ndmin=2)
         if boxes.shape[1] != 5:
             raise ValueError(f"{labels[name]} has {boxes.shape[1]} numbers a line; wanted class, x, y, width, height")
-        for number, crop in enumerate(crops(cv2.imread(str(pictures[name])), boxes)):
+        for number, crop in enumerate(crops(read_image(pictures[name]), boxes)):
             file = f"{name}_{number}.jpg"
-            cv2.imwrite(str(config.output / file), crop, [cv2.IMWRITE_JPEG_QUALITY, 92])
+            quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
+            cv2.imwrite(str(config.output / file), cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), quality)
             rows.append(("photo", file, PERSON, pictures[name].name, config.source, config.licence))
     with open(config.output / "index.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

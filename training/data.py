@@ -69,7 +69,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Person:
-    """A box in an equirectangular picture, in shares of its width and height, and how sure the detector is."""
+    """A box in a picture, in shares of its width and height, and how sure the detector is."""
 
     left: float
     top: float
@@ -101,12 +101,11 @@ def read_items(kind: str | None = None, split: str | None = None, path: Path = S
 
 
 def read_people(path: Path = PEOPLE_CSV) -> dict[str, list[Person]]:
-    """People by the panorama's file."""
+    """People by the picture's file."""
     found = defaultdict(list)
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            found[row["file"]].append(Person(*(float(row[column]) for column in PEOPLE_COLUMNS[1:])))
-    return found
+    for row in _rows(path):
+        found[row["file"]].append(Person(*(float(row[column]) for column in PEOPLE_COLUMNS[1:])))
+    return dict(found)
 
 
 def people_mask(people: list[Person], height: int, width: int) -> np.ndarray:

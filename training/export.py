@@ -180,8 +180,7 @@ def _keep_visual(models: Path, folder: Path, trained: dict) -> tuple[str, dict]:
         raise ValueError(f"{models} has {kept['dimensions']} dimensions and the run {trained['dimensions']}: encoders "
                          "of one model need the same space")
     shutil.copy(models / kept["visual"]["file"], folder / "visual.onnx")
-    described = {key: value for key, value in kept["training"].items() if key != "audio_run"}
-    return kept["visual"]["sha256"], {**described, "audio_run": trained}
+    return kept["visual"]["sha256"], {**_described(kept, "visual")["training"], "audio_run": trained}
 
 
 def _described(manifest: dict, name: str) -> dict:

@@ -236,7 +236,9 @@ class SceneGenerator:
             return choices
         return [item for item in choices if not self.collection.shows_people(item)] or choices
 
-    def _place(self, rng, names: list[str], sounding: int, heard: Sequence[str] | None = None):
+    def _place(
+        self, rng, names: list[str], sounding: int, heard: Sequence[str] | None = None
+    ) -> tuple[np.ndarray, tuple[PlacedObject, ...]]:
         """The picture and its PlacedObjects of which the first `sounding` sound; `heard` is everything that does."""
         heard = names[:sounding] if heard is None else heard
         panorama = self._panorama(rng, heard)

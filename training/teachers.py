@@ -24,10 +24,12 @@ import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
-from avssl_ros.geometry import ViewLayout, cut_views
+from avssl_ros.geometry import ViewLayout, cut_views, direction_to_pixel, perspective_pixel_to_direction
+from avssl_ros.video_input import read_image
 from training.data import PEOPLE_COLUMNS, PEOPLE_CSV, Person, read_items
 
-INPUT, STRIDES, PERSON = 416, (8, 16, 32), 0  # of YOLOX-nano
+INPUT, STRIDES = 416, (8, 16, 32)  # of YOLOX-nano
+COCO_PERSON = 0  # class
 FOV_DEG, VIEWS = 75.0, 8
 PADDING = 114  # grey level beside a picture that is not square
 LEAST_SCORE = 0.25
@@ -37,7 +39,7 @@ OVERLAP = 0.5  # share of the smaller box within the other from which on two box
 
 @dataclass(frozen=True)
 class TeachersConfig:
-    """Where the panoramas and the detector are."""
+    """Where the pictures and the detector are."""
 
     data: Path = Path("../shared/data")
     weights: Path = Path("../shared/weights")  # folder with yolox_nano.onnx
@@ -59,7 +61,7 @@ class PersonDetector:
         picture = view[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)
         (found,) = self._session.run(None, {self._name: picture})[0]
         centre, size = (found[:, :2] + self._grid) * self._stride, np.exp(found[:, 2:4]) * self._stride
-        score = found[:, 4] * found[:, 5 + PERSON]
+        score = found[:, 4] * found[:, 5 + COCO_PERSON]
         kept = (score >= LEAST_SCORE) & (size[:, 1] >= LEAST_PIXELS)
         return np.concatenate([centre - size / 2, centre + size / 2], axis=1)[kept], score[kept]
 
@@ -94,12 +96,11 @@ def _each_once(found: list[Person]) -> list[Person]:
 
 def _on_sphere(box: np.ndarray, azimuth_deg: float) -> tuple[float, float, float, float]:
     """A box of a view as shares of the panorama: azimuths of its sides, elevations of its ends at its middle."""
-    focal = INPUT / 2 / np.tan(np.radians(FOV_DEG) / 2)
-    x, y = (box[[0, 2]] - INPUT / 2) / focal, (box[[1, 3]] - INPUT / 2) / focal
-    sides = (180.0 - azimuth_deg + np.degrees(np.arctan(x))) / 360.0  # azimuth grows to the left
-    ends = 0.5 + np.arctan(y * np.cos(np.arctan(x.mean()))) / np.pi
-    turns = np.floor(sides[0])
-    return float(sides[0] - turns), float(max(ends[0], 0.0)), float(sides[1] - turns), float(min(ends[1], 1.0))
+    x, y = box[[0, 2]] - 0.5, box[[1, 3]] - 0.5  # of edges, as pixels count from their centres
+    sides, _ = perspective_pixel_to_direction(x, (INPUT - 1) / 2, INPUT, INPUT, FOV_DEG)
+    _, ends = perspective_pixel_to_direction(x.mean(), y, INPUT, INPUT, FOV_DEG)
+    left, top = (share + 0.5 for share in direction_to_pixel(sides + np.radians(azimuth_deg), ends, 1, 1))
+    return float(left[0]), float(top[0]), float(left[1] + (left[1] < left[0])), float(top[1])
 
 
 def _overlap(first: Person, second: Person) -> float:
@@ -120,9 +121,8 @@ def main(config: TeachersConfig) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(PEOPLE_COLUMNS)
         for item in tqdm([*read_items("panorama"), *read_items("photo")], unit="picture", disable=None):
-            picture = cv2.cvtColor(cv2.imread(str(config.data / item.file)), cv2.COLOR_BGR2RGB)
             look = people_in_panorama if item.kind == "panorama" else people_in_photo
-            for person in look(detector, picture):
+            for person in look(detector, read_image(config.data / item.file)):
                 values = (f"{getattr(person, column):.4f}" for column in PEOPLE_COLUMNS[1:])
                 writer.writerow((item.file, *values))
 

@@ -305,6 +305,8 @@ def build(config: TrainConfig) -> tuple[Encoders, torch.optim.Optimizer]:
         imagenet, audioset = concept_classes(config.weights, concepts_of(config))
         model.visual.load_pretrained(imagenet)
         model.audio.load_pretrained(config.weights / TAGGER_FILE, audioset)
+    if config.learns == "visual" and not config.mix.views:
+        raise ValueError("the visual encoder alone is to learn, and mix.views is 0: give it views to learn from")
     for name, encoder in model.named_children():
         if config.learns not in (name, "both"):
             encoder.requires_grad_(False)

@@ -147,6 +147,11 @@ def test_a_model_folder_of_another_space_is_refused(run, tmp_path):
         train(replace(run[0], run=tmp_path / "other", start=models, dimensions=128))
 
 
+def test_a_run_in_which_nothing_can_be_learnt_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="mix.views is 0"):
+        train(replace(run[0], run=tmp_path / "none", learns="visual", mix=replace(run[0].mix, views=0)))
+
+
 def test_an_export_that_differs_is_not_written(run, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", 0.0)
     with pytest.raises(ValueError, match="differs from torch"):
