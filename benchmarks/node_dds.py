@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -293,9 +292,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1920, help="width of the images in pixels (default 1920)")
     parser.add_argument("--json", type=Path, help="file that the figures are written to")
     arguments = parser.parse_args()
-    os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().randint(1, 101))
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     import rclpy
+
+    from avssl_ros.ros.domain import use_own_domain
+
+    use_own_domain()
 
     rclpy.init()
     result = measure(arguments.seconds, arguments.rates, arguments.width)

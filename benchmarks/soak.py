@@ -40,6 +40,7 @@ from sensor_msgs.msg import CompressedImage, PointCloud2
 from std_msgs.msg import Header, String
 
 from avssl_ros.ros import converters
+from avssl_ros.ros.domain import use_own_domain
 
 START_SECONDS = 120.0
 RECOVERY_SECONDS = 3.0
@@ -311,8 +312,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file that the figures are written to")
     parser.add_argument("--logs", type=Path, default=Path("benchmarks/out/soak"), help="folder of the nodes' logs")
     arguments = parser.parse_args()
-    os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().randint(1, 101))
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    use_own_domain()
     arguments.logs.mkdir(parents=True, exist_ok=True)
     rclpy.init()
     figures = soak(arguments.logs, 60 * arguments.minutes, arguments.every, arguments.seed)

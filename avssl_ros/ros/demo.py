@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import random
 import subprocess
 import sys
 import time
@@ -35,6 +33,7 @@ from avssl_ros.overlay import draw
 from avssl_ros.paths import demo_scene
 from avssl_ros.recording import Recording
 from avssl_ros.ros import converters
+from avssl_ros.ros.domain import use_own_domain
 from avssl_ros.scene import Localization
 
 TOLERANCE_DEG = 15.0
@@ -315,10 +314,8 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     truth = json.loads((demo_scene() / "scene.json").read_text())
-    # A domain of its own on this machine only: no other robot sees the demo, nor the demo them.
-    os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().randint(1, 101))  # above, Linux's ports may be taken
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     try:
+        use_own_domain()  # no other robot sees the demo, nor the demo them
         watcher = play(folder, arguments.models, truth["seconds"])
         lines = write_files(folder, watcher, truth["seconds"])
     except RuntimeError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 
 import pytest
 
@@ -13,9 +12,10 @@ def domain():
     """A DDS domain of its own, inherited by every process the tests start."""
     import rclpy
 
+    from avssl_ros.ros.domain import use_own_domain
+
     saved = dict(os.environ)
-    os.environ["ROS_DOMAIN_ID"] = str(random.SystemRandom().randint(1, 101))  # above, Linux's ports may be taken
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    use_own_domain()
     rclpy.init()
     yield
     rclpy.shutdown()
