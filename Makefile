@@ -12,7 +12,7 @@ SUITABLE := import sys, platform; sys.exit(not ((3, 10) <= sys.version_info[:2] 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c '$(SUITABLE)' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
 
-.PHONY: help demo test test-all faults soak fuzz bench bench-localization bench-objectives bench-streams bench-views bench-latency bench-pipeline bench-noise train train-small lint clean
+.PHONY: help demo test test-all faults soak fuzz bench bench-localization bench-objectives bench-streams bench-views bench-latency bench-pipeline bench-noise bench-places train train-small tune lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | column -t -s:
@@ -83,7 +83,10 @@ bench-pipeline: $(VENV)/.test-ready  ## packing and caching of clips beside othe
 bench-noise: $(VENV)/.test-ready  ## fans, motors and rooms: false sources, and speech above them, with a noise profile and without
 	$(BIN)/python benchmarks/self_noise.py --json benchmarks/out/self_noise.json
 
-bench: bench-localization bench-streams bench-views bench-latency bench-pipeline bench-noise  ## every claimed figure
+bench-places: $(VENV)/.test-ready  ## adapting to places never seen, from unlabelled recordings of them (three quarters of an hour)
+	$(BIN)/python benchmarks/places.py --json benchmarks/out/places.json
+
+bench: bench-localization bench-streams bench-views bench-latency bench-pipeline bench-noise bench-places  ## every claimed figure
 
 train: $(VENV)/.test-ready  ## retrain the shipped models (see training/train.py --help)
 	$(BIN)/python training/train.py
@@ -105,6 +108,11 @@ train-small: $(VENV)/.test-ready  ## corpus, prepare, pack, train, export, calib
 	$(BIN)/python training/calibrate.py --models $(SMALL)/models $(SMALL_CLIPS) $(SMALL_SCENES)
 	$(BIN)/python training/evaluate.py --models $(SMALL)/models $(SMALL_CLIPS) $(SMALL_SCENES) --json $(SMALL)/figures.json
 	$(BIN)/avssl localize demo/scene.mp4 --models $(SMALL)/models --output $(SMALL)/localized
+
+MINUTES ?= 20
+
+tune: $(VENV)/.test-ready  ## search for a better training configuration; again goes on (MINUTES=20, see training/tune.py)
+	$(BIN)/python training/tune.py --minutes $(MINUTES)
 
 fuzz: $(VENV)/.test-ready  ## 100,000 mutated inputs to every place where data come in (a quarter of an hour)
 	$(BIN)/python -m pytest -q -m slow --show-capture=no tests/fuzz

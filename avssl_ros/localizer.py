@@ -283,8 +283,8 @@ class LocalizerStream:
         unseen = self._heard.update(heard, time, self.config)
         return Localization((), np.zeros((1, 1), np.float32), unseen, clusters is not None, time, self._tracker.end())
 
-    def change_views(self, localizer: Localizer, views_per_frame: int) -> tuple[Event, ...]:
-        """Go on with the views of another localizer; ends all tracks and returns their offset events."""
+    def change_localizer(self, localizer: Localizer, views_per_frame: int) -> tuple[Event, ...]:
+        """Go on with the models and views of another localizer; ends all tracks and returns their offset events."""
         self._localizer = localizer
         self._see = ViewsInTurn(localizer.encoders, views_per_frame)
         self._heard.end()

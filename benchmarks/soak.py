@@ -245,6 +245,8 @@ def memory_growth(memory: list[tuple[float, float]]) -> dict:
         "memory_mb": round(float(np.median(resident[-fifth:])), 1),
         "memory_growth_mb": round(float(np.median(resident[-fifth:]) - np.median(resident[:fifth])), 2),
         "memory_slope_mb_per_h": round(float(theilslopes(resident[::5], times[::5]).slope * 3600), 2),
+        "memory_each_minute_mb": [round(float(resident[(times - times[0]) // 60 == minute].mean()), 1)
+                                  for minute in np.unique((times - times[0]) // 60)],
     }
 
 

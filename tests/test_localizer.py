@@ -235,7 +235,7 @@ def test_other_views_take_the_place_of_a_streams_views_and_end_its_tracks(locali
     assert seen[-1].sources
     two = localizer.with_views(ViewLayout((0.0, 180.0)), view_size=128)
     assert (len(two.layout), len(localizer.layout), two.encoders) == (2, 4, localizer.encoders)
-    assert [event.kind for event in stream.change_views(two, 1)] == ["offset"]
+    assert [event.kind for event in stream.change_localizer(two, 1)] == ["offset"]
     assert stream.process(*moment(demo, source["to"]), source["to"]).map.shape == (128, 256)
     with pytest.raises(ValueError, match="multiple of 32"):
         localizer.with_views(view_size=100)

@@ -114,6 +114,25 @@ def _log_mels(count: int, frames: int) -> torch.Tensor:
     return torch.randn(count, features.N_MELS, frames, generator=torch.Generator().manual_seed(frames))
 
 
+def write_encoder(name: str, module: torch.nn.Module, path: Path) -> float:
+    """Writes the ONNX file of encoder "visual" or "audio" and returns its largest difference from torch.
+
+    Raises ValueError where that is more than TOLERANCE.
+    """
+    frames = int(SECONDS * features.SAMPLE_RATE - 1) // features.HOP + 1
+    input_name, dynamic, example, inputs = {
+        "visual": ("views", {0: "views", 1: "height", 2: "width"}, _views(4, SIZE, SIZE),
+                   [_views(4, SIZE, SIZE), _views(1, SIZE, 384), _views(6, SIZE, SIZE)]),
+        "audio": ("log_mel", {0: "mixtures", 2: "frames"}, _log_mels(1, frames),
+                  [_log_mels(1, frames), _log_mels(2, frames), _log_mels(1, 2 * frames)]),
+    }[name]  # fmt: skip
+    _export(module, example, input_name, dynamic, path)
+    difference = largest_difference(module, input_name, path, inputs)
+    if not difference <= TOLERANCE:
+        raise ValueError(f"{name}.onnx differs from torch by {difference:.2e}, more than {TOLERANCE}; not written")
+    return difference
+
+
 def export(config: ExportConfig) -> Path:
     """Writes visual.onnx, audio.onnx and manifest.json, or raises ValueError and writes nothing."""
     model, run, step = load_average(config.run)
@@ -127,26 +146,15 @@ def export(config: ExportConfig) -> Path:
     if config.view_size % 32 or not 64 <= config.view_size <= 1024:
         raise ValueError(f"view_size must be a multiple of 32 from 64 to 1024, got {config.view_size}")
     labels, frame = named_prototypes(model, config, run["dimensions"])
-    frames = int(SECONDS * features.SAMPLE_RATE - 1) // features.HOP + 1
-    parts = {
-        "visual": (model.visual, "views", {0: "views", 1: "height", 2: "width"}, _views(4, SIZE, SIZE),
-                   [_views(4, SIZE, SIZE), _views(1, SIZE, 384), _views(6, SIZE, SIZE)]),
-        "audio": (model.audio, "log_mel", {0: "mixtures", 2: "frames"}, _log_mels(1, frames),
-                  [_log_mels(1, frames), _log_mels(2, frames), _log_mels(1, 2 * frames)]),
-    }  # fmt: skip
+    parts = {"visual": model.visual, "audio": model.audio}
     with tempfile.TemporaryDirectory() as folder:
         hashes, trained = {}, {**run, "step": step}
         if config.visual_from is not None:
             hashes["visual"], trained = _keep_visual(config.visual_from, Path(folder), trained)
             del parts["visual"]
-        for name, (module, input_name, dynamic, example, inputs) in parts.items():
+        for name, module in parts.items():
             path = Path(folder) / f"{name}.onnx"
-            _export(module, example, input_name, dynamic, path)
-            difference = largest_difference(module, input_name, path, inputs)
-            if not difference <= TOLERANCE:
-                raise ValueError(
-                    f"{name}.onnx differs from torch by {difference:.2e}, more than {TOLERANCE}; not written"
-                )
+            difference = write_encoder(name, module, path)
             other = config.audio_with if name == "audio" else config.visual_with
             if other is not None:
                 average_models(path, other / f"{name}.onnx")

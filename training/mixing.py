@@ -342,7 +342,8 @@ class MixConfig:
     no_sound: float = 0.2  # silence or background noise alone
     reverberant: float = 0.3  # share of sounds heard in a room
     offscreen: float = 0.15  # share of sounds whose object is not in view
-    people: float = 3.0  # how many times as often a person is drawn as its photographs alone would have it
+    people: float = 1.5  # how many times as often a person is drawn as its photographs alone would have it
+    passers_by: float = 0.3  # share of views in which the people of the panorama are told; in others they are nothing
 
 
 class SceneMixer:
@@ -414,8 +415,8 @@ class SceneMixer:
             left = rng.integers(panorama.shape[1] - height)
             part = slice(height // 2, height // 2 + height), slice(left, left + height)
             if not people[part].any():
-                break
-        return jitter(rng, panorama[part])
+                return jitter(rng, panorama[part])
+        return jitter(rng, self.collection.photo(plain[rng.integers(len(plain))]) if plain else panorama[part])
 
     def _view(self, rng, view: np.ndarray, people: np.ndarray, names: list[str]):
         """Pastes objects of the scene's concepts into one view; the last of its objects is the people there before."""
@@ -437,7 +438,8 @@ class SceneMixer:
             owner[coverage > 0.5], concepts[index] = index, self.collection.class_of[name]
             strongest = np.maximum(strongest * (coverage < 0.5), coverage)
         people = np.where(np.maximum(hidden, strongest) < 0.5, people, 0)
-        if people.any() and PERSON in self.collection.class_of:
+        # Told always, they would be a third of all objects, and the model would see people everywhere.
+        if people.any() and PERSON in self.collection.class_of and rng.random() < config.passers_by:
             owner[people >= SURE], concepts[PASTED] = PASTED, self.collection.class_of[PERSON]
         cells = self._patch_owner(owner, PASTED + 1)
         unsure = (_patch_mean(strongest) > 0.15) | (_patch_mean(people > 0) > 0.15)  # a fading rim; perhaps somebody

@@ -27,7 +27,8 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -413,14 +414,22 @@ def _resume(config: TrainConfig, model, average, optimizer) -> int:
     return step
 
 
-def train(config: TrainConfig) -> dict[str, float]:
-    """Runs the training to its end and returns the last validation metrics (rank 0; empty on other ranks)."""
+def train(config: TrainConfig, report: Callable[[int, dict[str, float]], None] | None = None,
+          judged_on: MixConfig | None = None) -> dict[str, float]:
+    """Runs the training to its end and returns the last validation metrics (rank 0; empty on other ranks).
+
+    Args:
+        report: takes the step and the metrics of each validation, on rank 0 and after the checkpoint; what it raises
+            ends the run of one process, which goes on there when it is started again.
+        judged_on: how validation scenes are mixed where the runs to compare are mixed differently; None: as the run's.
+    """
     fabric = make_fabric(config)
     model, optimizer = build(config)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=moving_average(config.ema), use_buffers=True)
     # Before the run folder is made: missing data must leave nothing behind.
     collections = {split: _collection(config, split) for split in (config.split, "validation")}
-    validation = _loader(config, collections["validation"], 1, 0, config.validation_scenes)
+    judged = replace(config, mix=judged_on or config.mix)
+    validation = _loader(judged, collections["validation"], 1, 0, config.validation_scenes)
     step = _resume(config, model, average, optimizer) if config.run.exists() else 0
     first, remaining = (count * config.scenes * fabric.world_size for count in (step, config.steps - step))
     loader = fabric.setup_dataloaders(_loader(config, collections[config.split], config.seed, first, remaining))
@@ -438,7 +447,8 @@ def train(config: TrainConfig) -> dict[str, float]:
         average.update_parameters(model.module)
         step += 1
         line = {"step": step, "seconds": round(time.time() - started, 1), **terms}
-        if step % config.validate_every == 0 or step == config.steps:
+        validated = step % config.validate_every == 0 or step == config.steps
+        if validated:
             if fabric.is_global_zero:
                 metrics = validate(average.module, validation, frame, fabric)
                 if config.mix.views:
@@ -448,8 +458,10 @@ def train(config: TrainConfig) -> dict[str, float]:
         if step % config.checkpoint_every == 0 or step == config.steps:
             _save(fabric, config.run / "checkpoint.pt",
                   {"model": model, "average": average, "optimizer": optimizer, "step": step})  # fmt: skip
-        if step % config.log_every == 0 or step % config.validate_every == 0 or step == config.steps:
+        if step % config.log_every == 0 or validated:
             _log(fabric, config.run / "log.jsonl", line)
+        if validated and report is not None and fabric.is_global_zero:
+            report(step, metrics)
     if not metrics and fabric.is_global_zero:  # the run had already ended
         metrics = validate(average.module, validation, frame, fabric)
     for split, collection in collections.items():
@@ -517,15 +529,15 @@ def arguments_of_file(path: Path) -> list[str]:
         raise SystemExit(f"--config {path}: {error}; give a JSON file such as a run's config.json") from error
 
 
-def read_configuration(arguments: list[str]) -> TrainConfig:
-    """The configuration of a command line; what follows `--config FILE` overrides the file."""
+def read_configuration(arguments: list[str], kind: type = TrainConfig, description: str | None = __doc__):
+    """The configuration, of a `kind`, of a command line; what follows `--config FILE` overrides the file."""
     import tyro
 
     if "--config" in arguments:
         place = arguments.index("--config")
         file, rest = arguments[place + 1 : place + 2], arguments[:place] + arguments[place + 2 :]
         arguments = [*(arguments_of_file(Path(file[0])) if file else ["--config"]), *rest]
-    return tyro.cli(TrainConfig, args=arguments, description=__doc__)
+    return tyro.cli(kind, args=arguments, description=description)
 
 
 if __name__ == "__main__":

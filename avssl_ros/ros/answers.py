@@ -89,13 +89,13 @@ class Answers:
         """An image message has arrived."""
         self._frames.put((time.monotonic(), message))
 
-    def change_views(self, localizer: Localizer) -> None:
-        """Look through the views of `localizer` from the next image on; all sources end."""
+    def change_localizer(self, localizer: Localizer) -> None:
+        """Go on with the models and views of `localizer` from the next image on; all sources end."""
 
         def change() -> None:
             self._end_sources()
             self._localizer = localizer
-            self._stream.change_views(localizer, self.values["views_per_frame"])
+            self._stream.change_localizer(localizer, self.values["views_per_frame"])
 
         self._changes.put(change)
 

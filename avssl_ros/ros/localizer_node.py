@@ -26,15 +26,20 @@ if __name__ == "__main__":
     stopping.listen()  # here, because what is imported below takes seconds
 
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
+import rclpy
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from avssl_ros.audio_input import AudioDeviceError, AudioSource, FileAudio, Microphone
+from avssl_ros.encoders import read_manifest
 from avssl_ros.geometry import ViewLayout
 from avssl_ros.localizer import Localizer, check_views
 from avssl_ros.noise import NoiseProfile
+from avssl_ros.paths import shipped_models
 from avssl_ros.ros import parameters
 from avssl_ros.ros.answers import Answers
 from avssl_ros.ros.audio_topic import AudioTopic
@@ -203,6 +208,8 @@ class LocalizerNode(LifecycleNode, Process):
         try:
             TrackingConfig(**self._tracking(wanted))
             views_of(wanted)
+            if wanted["models"] != self._values["models"]:
+                read_manifest(Path(wanted["models"] or shipped_models()))
             if self._answers is not None and self._has_other_sound(wanted):
                 self._checked_sound = self._make_sound(wanted)
         except (AudioDeviceError, OSError, TypeError, ValueError) as error:
@@ -217,13 +224,38 @@ class LocalizerNode(LifecycleNode, Process):
         self._answers.values = self._values
         if given.keys() & set(parameters.TRACKING):
             self._answers.configure(**self._tracking(self._values))
+        if self._values["models"] != before["models"]:
+            threading.Thread(target=self._load_models, args=(self._values, before["models"]), daemon=True).start()
         if given.keys() & set(parameters.VIEWS):
             self._localizer = self._localizer.with_views(**views_of(self._values))
-            self._answers.change_views(self._localizer)
+            self._answers.change_localizer(self._localizer)
         if self._watch is not None and self._checked_sound is not None:
             self._watch.sound_error = ""
             self._change_sound(self._checked_sound)
         self._checked_sound = None
+
+    def _load_models(self, values: dict, before: str) -> None:
+        """Loads other models beside those in use, in a thread of its own: images are answered all the while."""
+        try:
+            localizer = make_localizer(values)
+            warm_up(localizer, values["projection"])
+        except Exception as error:  # their files are whole, as was checked, but ONNX Runtime cannot use them
+            text = f"models {values['models']!r} cannot be used, {before!r} stay: {type(error).__name__}: {error}"
+            self.get_logger().error(text)
+            localizer = None
+        if self.executor is not None:
+            self.executor.create_task(self._take_over, localizer, values["models"], before)
+
+    def _take_over(self, localizer: Localizer | None, models: str, before: str) -> None:
+        """Goes on with models that were loaded, unless others have been asked for since, or none are held."""
+        if self._values["models"] != models or self._answers is None:
+            return
+        if localizer is None:
+            self.set_parameters([rclpy.Parameter("models", value=before)])
+            return
+        self._localizer = localizer.with_views(**views_of(self._values))
+        self._answers.change_localizer(self._localizer)
+        self.get_logger().info(f"going on with the models of {models or shipped_models()}")
 
     # ---- sensors
 

@@ -90,7 +90,7 @@ LOCALIZER = (
         "Configure and activate by itself; false leaves both to whoever manages the node's lifecycle.",
         read_only=True,
     ),
-    Parameter("models", "", "Folder of the models; '' takes the shipped ones.", read_only=True),
+    Parameter("models", "", "Folder of the models; '' takes the shipped ones. Others are loaded beside those in use."),
     Parameter(
         "providers",
         ["auto"],

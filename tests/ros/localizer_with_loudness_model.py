@@ -58,7 +58,7 @@ class LoudnessStream:
         heard = (Unseen("lamp", 7, min(1.0, 10 * loudness), np.zeros(1)),) if loudness > LOUD else ()
         return Localization((), np.zeros((1, 1), np.float32), heard, bool(heard), time, self.silence(time))
 
-    def change_views(self, localizer, views_per_frame: int) -> tuple[Event, ...]:
+    def change_localizer(self, localizer, views_per_frame: int) -> tuple[Event, ...]:
         return self.silence(0.0)
 
     def silence(self, time: float) -> tuple[Event, ...]:

@@ -36,7 +36,7 @@ def write_bag(path, plugin, cameras=("/camera/image/compressed",), seconds=3.0):
         for number in range(round(10 * seconds)):
             time = START + number / 10
             header = Header(stamp=converters.seconds_to_stamp(time), frame_id="camera")
-            picture = converters.rgb_to_compressed(np.full((64, 128, 3), 5 * number, np.uint8), header, 90)
+            picture = converters.rgb_to_compressed(np.full((64, 128, 3), 5 * number % 256, np.uint8), header, 90)
             first = number * RATE // 10
             block = converters.sound_to_cloud(tone[first : first + RATE // 10], RATE, header)
             for connection in images:
@@ -73,3 +73,17 @@ def test_what_is_not_in_the_bag_or_not_alone_in_it_is_named(tmp_path, capsys):
     (tmp_path / "none").mkdir()
     assert main([*place, str(tmp_path / "none")]) == 2
     assert "no ROS 2 bag" in capsys.readouterr().err
+
+
+def test_training_reads_a_bag_as_it_reads_its_segments(tmp_path):
+    pytest.importorskip("torch", reason="torch is absent: pip install -e '.[train]'")
+    from training.recordings import read_recording
+
+    bag = write_bag(tmp_path / "bag", rosbag2.StoragePlugin.MCAP, seconds=6.0)
+    assert main(["record", str(tmp_path / "place"), "--bag", str(bag)]) == 0
+    of_bag, of_segments = read_recording(bag), read_recording(tmp_path / "place")
+    assert len(of_bag.moments) >= 3 and len(of_bag) == len(of_segments) > 10
+    for one, other in zip(of_bag.moments, of_segments.moments, strict=True):
+        assert one.time == other.time and one.picture == other.picture
+        assert np.array_equal(one.sound, other.sound)
+    assert np.array_equal(of_bag.picture(7), of_segments.picture(7))

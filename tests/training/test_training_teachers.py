@@ -28,7 +28,7 @@ from training.teachers import PersonDetector, people_in_panorama, people_in_phot
 
 pytestmark = pytest.mark.train
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-NO_PASTING = MixConfig(no_object=1.0, full_view=0.0, mosaic=0.0, decoy=0.0, sounds=1)
+NO_PASTING = MixConfig(no_object=1.0, full_view=0.0, mosaic=0.0, decoy=0.0, sounds=1, passers_by=1.0)
 
 
 class BrightSpot:

@@ -1,0 +1,98 @@
+"""Other models while the node runs: it goes on with them in a moment, loses hardly an image, refuses what is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is absent: pip install -e '.[ros]'")
+
+from rcl_interfaces.srv import GetParameters
+from ros_graph import LOCALIZER, Feed, log_of, stamp_of, wait_until
+from sensor_msgs.msg import PointCloud2
+from std_msgs.msg import String
+
+from avssl_ros.paths import shipped_models
+
+pytestmark = pytest.mark.ros
+
+HERE = " of this place"
+MISSED = 2
+
+
+@pytest.fixture
+def adapted(tmp_path) -> Path:
+    """The shipped models with other names for what they know, so that it shows who answers."""
+    folder = tmp_path / "adapted"
+    shutil.copytree(shipped_models(), folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["labels"] = [label + HERE for label in manifest["labels"]]
+    made_by = manifest["made_by"].items()
+    manifest["made_by"] = {heard + HERE: [label + HERE for label in seen] for heard, seen in made_by}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def names(message: String) -> list[str]:
+    scene = json.loads(message.data)
+    return [found["label"] for found in (*scene["sources"], *scene["unseen"])]
+
+
+def models_of(peer) -> str:
+    request = GetParameters.Request(names=["models"])
+    return peer.call(GetParameters, "/localizer/get_parameters", request).values[0].string_value
+
+
+def switched(peer, process, models: str, times: int) -> None:
+    assert peer.set_parameters("localizer", models=models).successful
+    wait_until(lambda: log_of(process).count("going on with the models") == times, 20.0, lambda: log_of(process))
+
+
+def test_the_node_takes_other_models_over_and_gives_them_back(processes, peer, adapted, tmp_path):
+    sound = Path(__file__).resolve().parents[2] / "demo" / "scene.mp4"
+    process = processes.start(LOCALIZER, audio_source=str(sound), rate=0.0)
+    answers, scenes = peer.collect(PointCloud2, "localizer/sources"), peer.collect(String, "localizer/scene")
+    with Feed(peer, rate=10.0, size=(1280, 640)) as feed:
+        wait_until(lambda: answers, 40.0, lambda: log_of(process))
+        time.sleep(2.0)
+        first = len(feed.stamps)
+        switched(peer, process, str(adapted), 1)
+        begun = len(scenes)
+        wait_until(lambda: any(name.endswith(HERE) for scene in scenes[begun:] for name in names(scene)), 30.0,
+                   "a name that the other models alone have")  # fmt: skip
+        switched(peer, process, "", 2)
+        time.sleep(2.0)
+        asked = feed.stamps[first:-5]
+    begun = {stamp_of(answer) for answer in answers}
+    missed = [stamp for stamp in asked if stamp not in begun]
+    assert len(missed) <= 2 * MISSED, f"{len(missed)} of {len(asked)} images were not answered"
+    assert not any(name.endswith(HERE) for name in names(scenes[-1]))
+
+
+def test_what_is_no_model_is_refused_and_nothing_changes(processes, peer, adapted):
+    process = processes.start(LOCALIZER, audio_source="topic")
+    wait_until(lambda: "ready" in log_of(process), 40.0, lambda: log_of(process))
+    with open(adapted / "audio.onnx", "ab") as file:
+        file.write(b"altered")
+    for models, said in (("/no/such/folder", "no model manifest"), (str(adapted), "was altered")):
+        result = peer.set_parameters("localizer", models=models, sensor_timeout=2.0)
+        assert not result.successful and said in result.reason
+    assert models_of(peer) == ""
+
+
+def test_models_that_cannot_be_used_are_given_up(processes, peer, adapted):
+    """Their files are whole, but are no networks: found out after the parameter was taken."""
+    import hashlib
+
+    process = processes.start(LOCALIZER, audio_source="topic")
+    wait_until(lambda: "ready" in log_of(process), 40.0, lambda: log_of(process))
+    (adapted / "audio.onnx").write_bytes(b"no network")
+    manifest = json.loads((adapted / "manifest.json").read_text())
+    manifest["audio"]["sha256"] = hashlib.sha256(b"no network").hexdigest()
+    (adapted / "manifest.json").write_text(json.dumps(manifest))
+    assert peer.set_parameters("localizer", models=str(adapted)).successful
+    wait_until(lambda: "cannot be used" in log_of(process) and models_of(peer) == "", 20.0, lambda: log_of(process))
