@@ -307,8 +307,11 @@ def main(config: PlacesConfig) -> dict:
     shipped, generator = Localizer(models, threads=1), SceneGenerator(collection, config.seed)
     general = [generator.scene(index, 1 + index % 3 // 2) for index in range(config.general)]
     before = measured(shipped, general)
-    rows = [one_place(Place(collection, stamps, config.seed, index), shipped, models, general, before, config)
-            for index in tqdm(range(config.places), unit="place", disable=None)]
+    rows = []
+    for index in tqdm(range(config.places), unit="place", disable=None):
+        place = Place(collection, stamps, config.seed, index)
+        rows.append(one_place(place, shipped, models, general, before, config))
+        write_report({"places": rows}, config.json)  # minutes each: nothing is lost where the next one fails
     recordings = [read_recording(config.output / f"{config.split}{index}" / "recording")
                   for index in range(config.places)]
     spoilt: dict[str, list] = {}

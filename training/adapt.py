@@ -65,7 +65,7 @@ TRIALS = 90  # held back ones at most
 LEAST_TRIALS = 8
 LEAST_PICTURES = 4
 LEAST_HEARD = 20  # windows with a sound that stands out
-MOST_CHANCE = 0.05
+MOST_CHANCE = 0.1  # a recording with foreign sound slips through as often as that
 
 
 class Refused(ValueError):
@@ -317,8 +317,8 @@ def adapt(config: AdaptConfig, report: Callable[[int, float], None] | None = Non
     for trouble in recording.unreadable:
         print(f"left out: {trouble}", file=sys.stderr)
     learned, judged = recording.between(0, 1 - config.held_back), recording.between(1 - config.held_back, np.inf)
+    check_recording(recording, take_inventory(localizer, recording, recording.moments, config.seed))
     inventory = take_inventory(localizer, recording, learned, config.seed)
-    check_recording(recording, inventory)
     trials = held_back_trials(localizer, recording, judged, inventory.things, config.seed)
     if len(trials) < LEAST_TRIALS:
         raise Refused(f"the held back part of {len(judged)} s has {len(trials)} moments in which a thing is seen and "

@@ -28,7 +28,8 @@ PRESENCE = 0.5  # weight of the likelihood ratio, whose stretches are not as ind
 LEAST_MATCH = 0.15  # mean evidence for a thing below which a sound is taken for one from out of view
 LOOK = 20.0  # windows of sound that the look of a thing counts for when it is named
 STRETCH_SECONDS = 20.0  # of the recording, within which what is in view and heard is one observation
-SHUFFLES = 100  # of the sounds among the stretches, which say what presence would be by chance
+SHUFFLES = 999  # of the sounds among the stretches
+EVIDENCE_FLOOR = 0.05
 ROUNDS = 4
 FAINT = 0.02
 
@@ -122,16 +123,41 @@ def take_inventory(localizer: Localizer, recording: PlaceRecording, moments: lis
     seen = np.array([np.mean([looks[index].seen for index in kind], axis=0) for kind in kinds])
     heard = np.array([sounds.concepts[kind].mean(axis=0) for kind in sounds.kinds])
     count = np.array([len(kind) for kind in sounds.kinds])
-    maker, names, together = _paired(seen, heard, shown, sounded, count)
-    rng = np.random.default_rng(seed)
-    shuffled = [_paired(seen, heard, shown[:, rng.permutation(shown.shape[1])], sounded, count)[2]
-                for _ in range(SHUFFLES)]
+    presence = np.array([[log_ratio_of_presence(sound, look) for look in shown] for sound in sounded])
+    maker, names = pair(seen, heard, presence, count)
     things = [_thing(names[v], [looks[i] for i in kinds[v]], sounds,
                      [sounds.kinds[a] for a in np.flatnonzero(maker == v)])
               for v in range(len(kinds)) if (maker == v).any()]
     accounted = count[maker >= 0].sum() / max(len(sounds.window), 1)
-    chance = (1 + np.sum(np.array(shuffled) >= together)) / (1 + SHUFFLES)
-    return Inventory(tuple(things), tuple(looks), sounds.quiet, len(sounds.window), float(accounted), float(chance))
+    chance = _chance(looks, sounds, stretch, shown, pair(seen, heard, 0 * presence, count)[0], seed)
+    return Inventory(tuple(things), tuple(looks), sounds.quiet, len(sounds.window), float(accounted), chance)
+
+
+def _chance(looks: list[Look], sounds: _Sounds, stretch: dict[int, int], shown: np.ndarray, maker: np.ndarray,
+            seed: int) -> float:
+    """How often the sounds of the stretches, shuffled among them, go as well with what is in view as unshuffled.
+
+    Two signs are added, each in its standard deviations: whether the makers, who were found without asking for it, are
+    there when their sounds are heard, and how much of what each window says is to be seen in its stretch. `maker` is of
+    each kind of sound, as of `pair`.
+    """
+    total, rng = shown.shape[1], np.random.default_rng(seed)
+    of_window = np.array([stretch[int(picture)] for picture in sounds.picture])
+    often = shown.mean(axis=1, keepdims=True)
+    unusual = (shown - often) / np.sqrt(often * (1 - often) + 0.02)  # things that are always there say nothing
+    there, alike = np.zeros((2, total, total))  # stretch of the sounds, stretch of the pictures
+    for kind, made_by in zip(sounds.kinds, maker):
+        if made_by >= 0:
+            there += np.bincount(of_window[kind], minlength=total)[:, None] * unusual[made_by]
+    in_stretch = np.array([stretch[look.picture] for look in looks])
+    evidence = np.array([look.seen for look in looks]) @ sounds.concepts.T  # (looks, windows)
+    best = np.array([evidence[in_stretch == s].max(axis=0, initial=0.0) for s in range(total)]).T
+    best = np.log(best + EVIDENCE_FLOOR)
+    np.add.at(alike, of_window, best - best.mean(axis=1, keepdims=True))
+    orders = [np.arange(total), *(rng.permutation(total) for _ in range(SHUFFLES))]
+    signs = np.array([[table[np.arange(total), order].sum() for order in orders] for table in (there, alike)])
+    together = (signs / np.maximum(signs[:, 1:].std(axis=1, keepdims=True), 1e-9)).sum(axis=0)
+    return float(np.mean(together >= together[0]))
 
 
 def stretches(moments: list[Moment]) -> dict[int, int]:
@@ -151,13 +177,6 @@ def _in_stretches(stretch: dict[int, int], pictures: list) -> np.ndarray:
     """(N, stretches) bool of N lists of pictures."""
     numbers = np.arange(max(stretch.values()) + 1)
     return np.array([np.isin(numbers, [stretch[int(picture)] for picture in row]) for row in pictures])
-
-
-def _paired(seen, heard, shown, sounded, count) -> tuple[np.ndarray, np.ndarray, float]:
-    """What `pair` returns, and how well the presence of makers goes with their sounds."""
-    presence = np.array([[log_ratio_of_presence(sound, look) for look in shown] for sound in sounded])
-    maker, names = pair(seen, heard, presence, count)
-    return maker, names, float(presence[np.arange(len(maker)), maker][maker >= 0].sum())
 
 
 def _kinds_of_look(looks: list[Look], pictures: int) -> list[np.ndarray]:
