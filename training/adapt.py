@@ -88,6 +88,7 @@ class AdaptConfig:
     scenes: int = 4  # a step, of the place, and as many rehearsed ones
     keep_weight: float = 2.0  # of the distance from what the model without adapters says of what is no thing
     rehearsal_weight: float = 1.0
+    strength: float = 0.5  # of what was learned that is taken over: see `blended`
     clustering_weight: float = 5.0
     reverberant: float = 0.3  # share of sounds that get a further room
     held_back: float = 0.2  # last share of the recording, which judges
@@ -208,6 +209,21 @@ def with_adapters(models: Path, manifest: dict, config: AdaptConfig) -> peft.Pef
     if config.where == "norms":
         return peft.get_peft_model(model, peft.LNTuningConfig(target_modules=names))
     return peft.get_peft_model(model, peft.LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=names))
+
+
+def adapters_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the parameters that learn, by name."""
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def blended(start: dict, learned: dict, strength: float) -> dict:
+    """Adapters with which the weights lie a share `strength` of the way from the model before to the adapted one.
+
+    Half way keeps most of what was learned and loses less of what was known (Wortsman et al. 2022, WiSE-FT). A low-rank
+    adapter adds B A to a weight, and B begins at zero.
+    """
+    return {name: value if "lora_A" in name else start[name] + strength * (value - start[name])
+            for name, value in learned.items()}
 
 
 class TorchEncoders:
@@ -350,6 +366,7 @@ def _learn(model, place, frame, judge, before: float, config: AdaptConfig, repor
         mixes.append(_loader(general, MixConfig(sounds=4, mosaic=0.0), config, 1))
     fabric = make_fabric(replace(settings, run=Path(tempfile.gettempdir()) / "avssl_adapt"))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    start = adapters_of(model)
     model, optimizer = fabric.setup(model, torch.optim.AdamW(trained, lr=config.rate, weight_decay=0.01))
     frame = frame.to(fabric.device)
     best, deadline = (-1.0, 0, {}), time.monotonic() + 60 * config.minutes
@@ -360,10 +377,12 @@ def _learn(model, place, frame, judge, before: float, config: AdaptConfig, repor
         late = time.monotonic() > deadline
         if step % config.check_every == 0 or step == config.steps or late:
             model.eval()
+            learned = adapters_of(model.module)
+            taken = blended(start, learned, config.strength)
+            model.module.load_state_dict(taken, strict=False)
             reached = judge()
-            if reached > best[0]:
-                best = reached, step, {name: p.detach().cpu().clone() for name, p in model.module.named_parameters()
-                                       if p.requires_grad}
+            model.module.load_state_dict(learned, strict=False)
+            best = (reached, step, taken) if reached > best[0] else best
             if report is not None:
                 report(step, reached)
             print(f"step {step}: F {reached:.3f}, before {before:.3f}")

@@ -167,6 +167,17 @@ def test_adapters_change_nothing_at_first_and_have_the_layers_asked_for(where, k
     assert np.abs(now[0][0].reshape(shipped.shape).numpy() - shipped).max() < 1e-4
 
 
+def test_half_of_what_was_learned_lies_half_way_between_the_weights():
+    import torch
+
+    start = {"x.lora_A.w": torch.ones(2, 3), "x.lora_B.w": torch.zeros(4, 2), "norm.weight": torch.ones(3)}
+    learned = {"x.lora_A.w": torch.randn(2, 3), "x.lora_B.w": torch.randn(4, 2), "norm.weight": torch.full((3,), 2.0)}
+    half = adapting.blended(start, learned, 0.5)
+    whole = learned["x.lora_B.w"] @ learned["x.lora_A.w"]
+    assert torch.allclose(half["x.lora_B.w"] @ half["x.lora_A.w"], whole / 2)
+    assert half["norm.weight"].tolist() == [1.5] * 3
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Ten minutes in a place of validation items, and the place."""
