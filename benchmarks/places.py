@@ -22,6 +22,7 @@ silence, with its first picture for ever, and with the sound of the next place.
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -71,7 +72,7 @@ class PlacesConfig:
     seed: int = 3
     output: Path = Path("benchmarks/out/places")  # recordings and adapted models
     json: Path | None = None  # also write the figures here
-    adapt: tuple[str, ...] = ()  # further arguments of training/adapt.py
+    adapt: str = ""  # further arguments of training/adapt.py, as on a command line
 
 
 @dataclass(frozen=True)
@@ -233,14 +234,14 @@ def measured(localizer: Localizer, scenes: list[Scene]) -> dict:
 def adapted(recording: Path, output: Path, models: Path, config: PlacesConfig) -> tuple[float, str]:
     """Runs the command as a user would; seconds, and the last line that it printed."""
     command = [sys.executable, Path(__file__).parent.parent / "training/adapt.py", "--recording", recording, "--output",
-               output, "--models", models, "--data", config.data, *config.adapt]
+               output, "--models", models, "--data", config.data, *shlex.split(config.adapt)]
     start = time.monotonic()
     run = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    said = [line for line in (run.stdout + run.stderr).splitlines() if line.strip()]
+    said = [line for line in run.stdout.splitlines() if line.strip()][-1:]
+    said = [line for line in run.stderr.splitlines() if line.startswith("not adapted")] or said
     if run.returncode not in (0, 1) or not said:
         raise RuntimeError(f"training/adapt.py ended with status {run.returncode}: {run.stderr[-2000:]}")
-    line = next((line for line in said if line.startswith("not adapted")), said[-1])
-    return time.monotonic() - start, line
+    return time.monotonic() - start, said[-1]
 
 
 def poisoned(recording: PlaceRecording, other: PlaceRecording) -> dict[str, tuple[PlaceRecording, list[Moment]]]:
