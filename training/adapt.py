@@ -48,6 +48,7 @@ from avssl_ros.geometry import ViewLayout, angle_between, cut_views, pixel_to_di
 from avssl_ros.paths import shipped_models
 from training.clip_collection import ClipsConfig, open_collection
 from training.data import BACKGROUND, read_concepts
+from training.evaluate import WITHIN
 from training.export import write_encoder
 from training.mixing import MixConfig, SceneMixer
 from training.networks import freeze_norms, load_exported, prototypes
@@ -55,7 +56,6 @@ from training.place import Inventory, Look, Thing, is_apart, looks_of, nearest_l
 from training.recordings import Moment, PlaceRecording, read_recording
 from training.train import Encoders, Scenes, TrainConfig, loss_terms, make_fabric, read_configuration, total_loss
 
-WITHIN = np.radians(20)
 CROP_EXTENTS = 2.6  # field of view of the picture of a thing, in extents of its region
 CROP_FOV_DEG = 30.0, 80.0
 CROP_PIXELS_PER_DEGREE = 3.5
@@ -235,11 +235,15 @@ class TorchEncoders:
 
     @torch.no_grad()
     def visual(self, views: np.ndarray) -> np.ndarray:
-        return self._parts.visual(torch.from_numpy(np.ascontiguousarray(views))).float().numpy()
+        return self._run(self._parts.visual, np.ascontiguousarray(views))
 
     @torch.no_grad()
     def audio(self, log_mel: np.ndarray) -> np.ndarray:
-        return self._parts.audio(torch.from_numpy(np.asarray(log_mel, np.float32))).float().numpy()
+        return self._run(self._parts.audio, np.asarray(log_mel, np.float32))
+
+    @staticmethod
+    def _run(part: torch.nn.Module, x: np.ndarray) -> np.ndarray:
+        return part(torch.from_numpy(x).to(next(part.parameters()).device)).float().cpu().numpy()
 
 
 # ---------------------------------------------------------------------------------------------- what is held back
@@ -325,6 +329,8 @@ def adapt(config: AdaptConfig, report: Callable[[int, float], None] | None = Non
     """
     started = time.monotonic()
     models = Path(config.models or shipped_models())
+    if config.output.resolve() == models.resolve():
+        raise ValueError(f"--output {config.output} is the model that is adapted: give another folder")
     manifest, localizer = read_manifest(models), Localizer(models)
     concepts = [concept.name for concept in read_concepts()]
     if manifest["labels"] != [concept.label for concept in read_concepts()]:
@@ -351,7 +357,7 @@ def adapt(config: AdaptConfig, report: Callable[[int, float], None] | None = Non
     if best[0] <= before:
         raise Refused(f"on the held back part the adapted model is no better than the one before: F within 20 degrees "
                       f"{best[0]:.2f}, before {before:.2f}")
-    model.load_state_dict(best[2], strict=False)
+    model.cpu().load_state_dict(best[2], strict=False)
     size = _write(model, models, manifest, best, before, names, config)
     return AdaptResult(best[0], before, best[1], names, size)
 
@@ -418,15 +424,13 @@ def _step(fabric, model, optimizer, batches: list[dict], frame, settings: TrainC
 
 
 def _write(model, models: Path, manifest: dict, best: tuple, before: float, names: tuple, config: AdaptConfig) -> int:
-    """Writes the folder in one move; returns the bytes of the adapter."""
+    """Writes the files of the folder, replacing those there; returns the bytes of the adapter."""
     described = {name: value for name, value in asdict(config).items()
                  if name not in ("recording", "output", "models", "data", "cache")}
     adapter = {name: value.half().contiguous() for name, value in best[2].items()}
     merged = model.merge_and_unload()
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=config.output.parent) as folder:
-        folder = Path(folder) / "models"
-        folder.mkdir()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
         started = {name: manifest[name]["sha256"] for name in ("visual", "audio")}
         new = json.loads((models / "manifest.json").read_text())
         for name, encoder in merged.named_children():
@@ -438,9 +442,9 @@ def _write(model, models: Path, manifest: dict, best: tuple, before: float, name
             "things": list(names), **described}}  # fmt: skip
         save_file(adapter, folder / "adapter.safetensors")
         (folder / "manifest.json").write_text(json.dumps(new, indent=1) + "\n")
-        if config.output.exists():
-            shutil.rmtree(config.output)
-        shutil.move(folder, config.output)
+        config.output.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            shutil.copy(path, config.output / path.name)
     return (config.output / "adapter.safetensors").stat().st_size
 
 

@@ -279,7 +279,7 @@ class AdaptSubject:
             scores.append(score)
             report(step, score)
 
-        # A folder of its own: adapt.py replaces it, and the trial's lock must stay.
+        # A folder of its own: the trial's holds its lock and what it gets right.
         config = replace(self.whole(parameters, folder / "models"), steps=steps, check_every=check_every)
         try:
             return self._adapt(config, keep).score

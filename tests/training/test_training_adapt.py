@@ -136,6 +136,11 @@ def test_the_command_leaves_the_shipped_model_in_force_after_silence(tmp_path, c
     assert not (tmp_path / "adapted").exists()
 
 
+def test_the_model_that_is_adapted_is_not_written_over(tmp_path):
+    with pytest.raises(ValueError, match="is the model that is adapted"):
+        adapting.adapt(AdaptConfig(tmp_path, output=shipped_models()))
+
+
 def test_other_concepts_cannot_be_adapted(tmp_path, monkeypatch):
     monkeypatch.setattr(adapting, "read_manifest", lambda path: {"labels": ["something else"]})
     with pytest.raises(ValueError, match="knows other concepts"):
@@ -193,13 +198,16 @@ def place(tmp_path_factory):
 def test_a_recording_without_labels_makes_a_model_that_the_runtime_loads(place, tmp_path):
     home, folder = place
     output, told = tmp_path / "adapted", []
+    output.mkdir()
+    (output / "notes.txt").write_text("of the user")
     config = AdaptConfig(folder, output, data=None, steps=6, check_every=3, scenes=2)
     try:
         result = adapting.adapt(config, lambda step, reached: told.append((step, reached)))
     except Refused as reason:  # six steps need not be enough to be better, but must have been judged
-        assert "no better" in str(reason) and [step for step, _ in told] == [3, 6] and not output.exists()
+        assert "no better" in str(reason) and [step for step, _ in told] == [3, 6] and len(list(output.iterdir())) == 1
         return
     assert [step for step, _ in told] == [3, 6] and result.score == max(reached for _, reached in told) > result.before
+    assert (output / "notes.txt").read_text() == "of the user"  # a folder that is there loses nothing of others
     assert result.adapter_bytes == (output / "adapter.safetensors").stat().st_size < 300e3
     before, after = read_manifest(shipped_models()), read_manifest(output)
     assert after["visual"]["sha256"] != before["visual"]["sha256"] and after["decision"] == before["decision"]
