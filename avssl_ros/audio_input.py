@@ -12,6 +12,7 @@ the source was given. `read_audio` and `SoundFile` read any file PyAV opens with
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import importlib.util
 import json
@@ -266,6 +267,9 @@ class _RecordingProcess:
             status = self._process.wait(self.GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             return "closed its output"
+        os.set_blocking(self._errors, False)  # a child of a driver's may hold the pipe open
+        with contextlib.suppress(BlockingIOError):  # its last words come at the same moment as the end of its output
+            self._last_errors += os.read(self._errors, 1 << 16)
         return f"was ended by signal {-status}" if status < 0 else f"ended: {_last_words(self._last_errors)}"
 
     def end(self) -> None:

@@ -36,6 +36,10 @@ if mode == "hangs":
 if mode == "unusable":
     raise RuntimeError("no sound for you")
 
+if mode == "crashes":
+    print("the driver fell over", file=sys.stderr, flush=True)
+    os._exit(3)
+
 class PortAudioError(Exception): pass
 
 default = SimpleNamespace(device=[0, -1])
@@ -85,7 +89,11 @@ def fake(tmp_path, monkeypatch):
         monkeypatch.setenv("FAKE_MICROPHONE", mode)
 
     use()
-    return use
+    started, start = [], Microphone.start
+    monkeypatch.setattr(Microphone, "start", lambda microphone: (started.append(microphone), start(microphone))[1])
+    yield use
+    for microphone in started:  # a test that fails leaves nothing behind for the next one to stumble over
+        microphone.stop()
 
 
 @pytest.fixture(params=["fake", pytest.param("pulse", marks=pytest.mark.debian)])
@@ -336,6 +344,15 @@ class TestWithFakeSounddevice:
         assert wait_until(lambda: microphone.status().state == "ok", 5), microphone.status()
         microphone.stop()
         assert recording_processes() == {}
+
+    def test_last_words_are_read_that_come_with_the_end_of_its_output(self, fake):
+        fake("crashes")
+        process = audio_input._RecordingProcess(None, None)
+        assert wait_until(lambda: "Z" in recording_processes().values(), 5)  # all of it waits in the pipes
+        with pytest.raises(audio_input._RecordingError, match="ended: the driver fell over"):
+            for _ in range(100):
+                process.read(0.1)
+        process.end()
 
     def test_an_index_is_remembered_by_name(self, fake):
         microphone = Microphone(0)
