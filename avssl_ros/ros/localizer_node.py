@@ -208,7 +208,7 @@ class LocalizerNode(LifecycleNode, Process):
         try:
             TrackingConfig(**self._tracking(wanted))
             views_of(wanted)
-            if wanted["models"] != self._values["models"]:
+            if any(parameter.name == "models" for parameter in changed):
                 read_manifest(Path(wanted["models"] or shipped_models()))
             if self._answers is not None and self._has_other_sound(wanted):
                 self._checked_sound = self._make_sound(wanted)
@@ -224,7 +224,7 @@ class LocalizerNode(LifecycleNode, Process):
         self._answers.values = self._values
         if given.keys() & set(parameters.TRACKING):
             self._answers.configure(**self._tracking(self._values))
-        if self._values["models"] != before["models"]:
+        if "models" in given:  # also the name that it has: there may be other files in the folder by now
             threading.Thread(target=self._load_models, args=(self._values, before["models"]), daemon=True).start()
         if given.keys() & set(parameters.VIEWS):
             self._localizer = self._localizer.with_views(**views_of(self._values))
@@ -251,7 +251,8 @@ class LocalizerNode(LifecycleNode, Process):
         if self._values["models"] != models or self._answers is None:
             return
         if localizer is None:
-            self.set_parameters([rclpy.Parameter("models", value=before)])
+            if models != before:
+                self.set_parameters([rclpy.Parameter("models", value=before)])
             return
         self._localizer = localizer.with_views(**views_of(self._values))
         self._answers.change_localizer(self._localizer)

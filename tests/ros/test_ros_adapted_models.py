@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -40,6 +41,14 @@ def adapted(tmp_path) -> Path:
 def names(message: String) -> list[str]:
     scene = json.loads(message.data)
     return [found["label"] for found in (*scene["sources"], *scene["unseen"])]
+
+
+def unusable(folder: Path) -> None:
+    """Makes files that are whole, but no networks: found out after the parameter is taken."""
+    (folder / "audio.onnx").write_bytes(b"no network")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["audio"]["sha256"] = hashlib.sha256(b"no network").hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def models_of(peer) -> str:
@@ -84,15 +93,20 @@ def test_what_is_no_model_is_refused_and_nothing_changes(processes, peer, adapte
     assert models_of(peer) == ""
 
 
-def test_models_that_cannot_be_used_are_given_up(processes, peer, adapted):
-    """Their files are whole, but are no networks: found out after the parameter was taken."""
-    import hashlib
+def test_other_files_in_the_same_folder_are_read_when_it_is_named_again(processes, peer, adapted):
+    process = processes.start(LOCALIZER, audio_source="topic", models=str(adapted))
+    wait_until(lambda: "ready" in log_of(process), 40.0, lambda: log_of(process))
+    switched(peer, process, str(adapted), 1)
+    unusable(adapted)
+    assert peer.set_parameters("localizer", models=str(adapted)).successful
+    wait_until(lambda: "cannot be used" in log_of(process), 20.0, lambda: log_of(process))
+    time.sleep(1.0)  # those in use stay, and nothing is tried again
+    assert log_of(process).count("cannot be used") == 1 and models_of(peer) == str(adapted)
 
+
+def test_models_that_cannot_be_used_are_given_up(processes, peer, adapted):
     process = processes.start(LOCALIZER, audio_source="topic")
     wait_until(lambda: "ready" in log_of(process), 40.0, lambda: log_of(process))
-    (adapted / "audio.onnx").write_bytes(b"no network")
-    manifest = json.loads((adapted / "manifest.json").read_text())
-    manifest["audio"]["sha256"] = hashlib.sha256(b"no network").hexdigest()
-    (adapted / "manifest.json").write_text(json.dumps(manifest))
+    unusable(adapted)
     assert peer.set_parameters("localizer", models=str(adapted)).successful
     wait_until(lambda: "cannot be used" in log_of(process) and models_of(peer) == "", 20.0, lambda: log_of(process))
