@@ -90,7 +90,12 @@ LOCALIZER = (
         "Configure and activate by itself; false leaves both to whoever manages the node's lifecycle.",
         read_only=True,
     ),
-    Parameter("models", "", "Folder of the models; '' takes the shipped ones. Loaded beside those in use, also when the same folder is named again."),
+    Parameter(
+        "models",
+        "",
+        "Folder of the models; '' takes the shipped ones. Loaded beside those in use, also when the same folder is named "
+        "again.",
+    ),
     Parameter(
         "providers",
         ["auto"],
