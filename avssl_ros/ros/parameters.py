@@ -93,8 +93,8 @@ LOCALIZER = (
     Parameter(
         "models",
         "",
-        "Folder of the models; '' takes the shipped ones. Loaded beside those in use, also when the same folder is named "
-        "again.",
+        "Folder of the models; '' takes the shipped ones. Loaded beside those in use, also when the same folder is "
+        "named again.",
     ),
     Parameter(
         "providers",
