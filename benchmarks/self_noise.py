@@ -6,7 +6,9 @@ Each noise is a recording of the shared material (sounds/background: fan, motor,
 here. Its first half is what the profile is made of; its second half is played in a loop at a random level (-40 to
 -25 dB) before a still picture with a person and three animals of the test split (the noises are of all splits). Those
 of places where people are (by their titles: church, library, office, station, supermarket) are a row of their own: in
-them people really talk, and the picture shows one. They are not among "all". Columns:
+them people really talk, and the picture shows one. They are not among "all". "near" are those of "all" in whose
+photograph a detector (training/people.csv) finds somebody who fills at least three tenths of it: the photographs of
+people also show surfers far out, backs, and now and then nobody. Columns:
 
 minutes      of noise alone
 false        sources that were published in them
@@ -38,7 +40,7 @@ from avssl_ros.geometry import angle_between
 from avssl_ros.localizer import RECENT_SECONDS
 from avssl_ros.noise import NoiseProfile
 from avssl_ros.tracking import Tracker, TrackingConfig
-from training.data import read_items
+from training.data import read_items, read_people
 from training.evaluate import WITHIN, write_report
 from training.mixing import fan, hum, pink_noise
 from training.scenes import SceneGenerator, open_scenes
@@ -52,6 +54,7 @@ PLACES_OF_PEOPLE = ("church", "library", "office", "subway_station", "supermarke
 RATE = features.SAMPLE_RATE
 LEAST_SECONDS = 4.0  # of a recording, so that each half is enough
 SPEECH_SECONDS, LEAD_SECONDS, TAIL_SECONDS = 3.0, 2.0, 1.0
+NEAR, SURE = 0.3, 0.5  # share of a photograph that a person fills, and the detector's score, from which on one is near
 ROWS = {"nothing": False, "profile": True}  # whether it has the profile
 
 
@@ -169,6 +172,12 @@ def scene(generator: SceneGenerator, rng: np.random.Generator) -> tuple[np.ndarr
     return generator._place(rng, ["person", *map(str, rng.choice(others, 3, replace=False))], 1)
 
 
+def is_near(person, people: dict[str, list]) -> bool:
+    """Whether somebody fills enough of the picture of a PlacedObject; `people` by its file, as of `read_people`."""
+    boxes = [found for found in people.get(person.item.file, []) if found.score >= SURE]
+    return any((box.right - box.left) * (box.bottom - box.top) >= NEAR for box in boxes)
+
+
 def speech(generator: SceneGenerator, items: list, rng: np.random.Generator) -> np.ndarray:
     """3 s of a voice, scaled so that the parts in which it sounds have an RMS of 1."""
     samples = generator.collection.sound(items[rng.integers(len(items))])
@@ -186,6 +195,7 @@ def main(config: NoiseConfig) -> dict:
     noises = read_noises(config.data, rng)
     if config.noises is not None:
         noises = [noises[index] for index in rng.permutation(len(noises))[: config.noises]]
+    people = read_people()
     tally: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(float)))
     for kind, noise in tqdm(noises, unit="noise", disable=None):
         image, objects = scene(generator, rng)
@@ -201,10 +211,11 @@ def main(config: NoiseConfig) -> dict:
         by_itself = play(localizer, image, alone, profile, config.step)
         with_voice = play(localizer, image, mixed, profile, config.step)
         by_voice = play(localizer, image, clean, profile, config.step, ("nothing",))
+        groups = [kind] if kind == "with people" else [kind, "all"] + ["near"] * is_near(objects[0], people)
         heard_clean = found(by_voice["nothing"], objects[0], LEAD_SECONDS, config.step)
         for name in ROWS:
             is_found = found(with_voice[name], objects[0], LEAD_SECONDS, config.step)
-            for counts in (tally[name][kind], *([tally[name]["all"]] if kind != "with people" else [])):
+            for counts in (tally[name][group] for group in groups):
                 counts["minutes"] += config.seconds / 60
                 counts["false"] += len({source.id for _, sources in by_itself[name] for source in sources})
                 counts["scenes"] += 1

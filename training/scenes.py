@@ -15,7 +15,7 @@ import numpy as np
 
 from avssl_ros import features
 from training.clip_collection import ClipsConfig, open_collection
-from training.data import BACKGROUND, read_concepts
+from training.data import BACKGROUND, Item, read_concepts
 from training.mixing import (
     ATTEMPTS,
     PERSON,
@@ -45,6 +45,7 @@ class PlacedObject:
     Attributes:
         azimuth, elevation: of its picture's centre, radians. height: the angle it spans vertically.
         mask: (MASK_SHAPE) bool, what its picture covers of the sphere.
+        item: what of the collection its picture is; None where it is of none.
     """
 
     concept: str
@@ -53,6 +54,7 @@ class PlacedObject:
     height: float
     sounds: bool
     mask: np.ndarray
+    item: Item | None = None
 
 
 @dataclass(frozen=True)
@@ -246,14 +248,15 @@ class SceneGenerator:
         objects = []
         for index, (name, azimuth) in enumerate(zip(names, self._azimuths(rng, len(names)))):
             choices = self._photos(name, heard)
-            photo = self.collection.photo(choices[rng.integers(len(choices))])
+            item = choices[rng.integers(len(choices))]
+            photo = self.collection.photo(item)
             elevation, height = np.radians(rng.uniform(-15, 15)), rng.uniform(*self.heights)
             photo, alpha = (photo[..., :3], photo[..., 3] / np.float32(255)) if photo.shape[2] == 4 else (
                 photo, feathered_alpha(rng, *photo.shape[:2]))
             opacity = paste_on_sphere(panorama, photo, alpha, azimuth, elevation, height)
             mask = cv2.resize(opacity, MASK_SHAPE[::-1], interpolation=cv2.INTER_AREA) > 0.5
-            placed = PlacedObject(str(name), float(azimuth), float(elevation), float(height), index < sounding, mask)
-            objects.append(placed)
+            objects.append(PlacedObject(str(name), float(azimuth), float(elevation), float(height), index < sounding,
+                                        mask, item))
         return panorama, tuple(objects)
 
     def _azimuths(self, rng, count: int) -> np.ndarray:
