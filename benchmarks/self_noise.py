@@ -174,8 +174,7 @@ def scene(generator: SceneGenerator, rng: np.random.Generator) -> tuple[np.ndarr
 
 def is_near(person, people: dict[str, list]) -> bool:
     """Whether somebody fills enough of the picture of a PlacedObject; `people` by its file, as of `read_people`."""
-    boxes = [found for found in people.get(person.item.file, []) if found.score >= SURE]
-    return any((box.right - box.left) * (box.bottom - box.top) >= NEAR for box in boxes)
+    return any(box.score >= SURE and box.area >= NEAR for box in people.get(person.item.file, []))
 
 
 def speech(generator: SceneGenerator, items: list, rng: np.random.Generator) -> np.ndarray:

@@ -77,6 +77,11 @@ class Person:
     bottom: float
     score: float
 
+    @property
+    def area(self) -> float:
+        """Share of the picture."""
+        return (self.right - self.left) * (self.bottom - self.top)
+
 
 def read_concepts(path: Path = CONCEPTS_CSV) -> list[Concept]:
     """Concepts in the order of their class ids."""

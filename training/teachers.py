@@ -110,8 +110,7 @@ def _overlap(first: Person, second: Person) -> float:
         wide = min(first.right, second.right + turn) - max(first.left, second.left + turn)
         tall = min(first.bottom, second.bottom) - max(first.top, second.top)
         if wide > 0 and tall > 0:
-            areas = [(p.right - p.left) * (p.bottom - p.top) for p in (first, second)]
-            best = max(best, wide * tall / min(areas))
+            best = max(best, wide * tall / min(first.area, second.area))
     return best
 
 
