@@ -66,7 +66,7 @@ bench-localization: $(VENV)/.test-ready  ## localization on generated scenes aga
 	$(BIN)/python benchmarks/localization.py --json benchmarks/out/localization.json --figures benchmarks/out
 
 bench-objectives: $(VENV)/.test-ready  ## other training objectives, parts left out, less data: trains all of them (hours)
-	$(BIN)/python benchmarks/objectives.py --json benchmarks/out/objectives.json
+	$(BIN)/python benchmarks/objectives.py --json benchmarks/out/objectives.json --figure benchmarks/out/learning.png
 
 bench-streams: $(VENV)/.test-ready  ## when sources start and stop, on generated timelines
 	$(BIN)/python benchmarks/streams.py --json benchmarks/out/streams.json

@@ -196,6 +196,12 @@ def interval(values: Sequence[float], statistic: Callable = np.mean, repeats: in
     return [round(float(x), 4) for x in np.percentile(samples, [2.5, 97.5])]
 
 
+def _f_measure(counts: np.ndarray) -> float:
+    """Of (scenes, 2): hits, and truth and predictions together."""
+    hits, both = counts.sum(axis=0)
+    return 2 * hits / max(both, 1)
+
+
 def summary(results: list[dict]) -> dict:
     """The columns of the table (see the top of this file)."""
     hits, predicted, truth = (sum(r[key] for r in results) for key in ("hits", "predicted", "truth"))
@@ -208,6 +214,7 @@ def summary(results: list[dict]) -> dict:
         "recall_20": hits / truth,
         "precision_20": hits / max(predicted, 1),
         "f_20": 2 * hits / (truth + predicted),
+        "f_20_95": interval([[r["hits"], r["truth"] + r["predicted"]] for r in results], _f_measure),
         "median_error_deg": float(np.median(errors)),
         "median_error_95": interval(errors, np.median),
         "ciou_50": float((ciou >= 0.5).mean()),

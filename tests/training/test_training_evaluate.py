@@ -68,6 +68,7 @@ def test_the_summary_counts_over_all_scenes():
     table = summary([judge(one, [named(0, "dog"), named(90, "cat")], {"dog": "dog"}), judge(one, [], {})])
     assert (table["recall_20"], table["precision_20"], table["f_20"]) == (0.5, 0.5, 0.5)
     assert (table["right_object"], table["answered"], table["number_right"], table["label_right"]) == (0.5, 0.5, 0.0, 1)
+    assert table["f_20_95"] == [0.0, 0.6667]  # both scenes the empty one, both the other
     assert table["median_error_deg"] == pytest.approx(90) and 0 < table["ciou_auc"] < 1
 
 
