@@ -47,7 +47,7 @@ from tqdm import tqdm
 from avssl_ros import features
 from avssl_ros import localizer as localizer_module
 from avssl_ros.audio_input import read_audio
-from avssl_ros.encoders import Encoders, _session, _session_options
+from avssl_ros.encoders import Encoders, _session_options
 from avssl_ros.geometry import ViewLayout, angle_between, cut_views, patch_directions
 from avssl_ros.localizer import Localizer
 from avssl_ros.paths import demo_scene
@@ -337,8 +337,10 @@ def baseline_files(config: BenchmarkConfig) -> tuple[Path | None, str]:
 def baseline_contenders(networks: Path, views: np.ndarray, threads: int) -> dict[str, Callable]:
     """Their networks on our four views, normalised beforehand, and a spectrogram of the size they take."""
     options = _session_options(threads)
-    ezvsl, denseav = (_session(networks / name, options, ["CPUExecutionProvider"])
-                      for name in ("ezvsl.onnx", "denseav_image.onnx"))  # fmt: skip
+    ezvsl, denseav = (
+        onnxruntime.InferenceSession(str(networks / name), options, providers=["CPUExecutionProvider"])
+        for name in ("ezvsl.onnx", "denseav_image.onnx")
+    )
     shape = ezvsl.get_inputs()[0].shape
     if list(shape) != [len(views), 3, *views.shape[1:3]]:
         raise ValueError(f"{networks} holds networks for images {shape}, the views are {views.shape}; build them again")

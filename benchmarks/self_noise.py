@@ -14,6 +14,7 @@ minutes      of noise alone
 false        sources that were published in them
 scenes       of 3 s of speech, 5 dB above the noise (RMS of the parts with voice against RMS of the noise)
 found        of those, in how many a source within 20 degrees of the person was published for 0.5 s
+told         of those, in how many it was found, or a person was told as heard but not in view, for 0.5 s together
 still found  of those in which the same speech without noise was found
 
 Rows: nothing; the noise profile.
@@ -34,14 +35,12 @@ import tyro
 from streams import ANSWERED, StillSight
 from tqdm import tqdm
 
-from avssl_ros import Localizer, blas, features
+from avssl_ros import Localization, Localizer, blas, features
 from avssl_ros.audio_input import read_audio
 from avssl_ros.geometry import angle_between
-from avssl_ros.localizer import RECENT_SECONDS
 from avssl_ros.noise import NoiseProfile
-from avssl_ros.tracking import Tracker, TrackingConfig
 from training.data import read_items, read_people
-from training.evaluate import WITHIN, write_report
+from training.evaluate import WITHIN, labels_by_name, write_report
 from training.mixing import fan, hum, pink_noise
 from training.scenes import SceneGenerator, open_scenes
 
@@ -130,19 +129,16 @@ class StillCut:
 
 
 class Row:
-    """One way of treating noise, with a tracker of its own."""
+    """One way of treating noise, with a stream of its own."""
 
     def __init__(self, localizer: Localizer, profile: NoiseProfile | None):
         self._localizer, self._profile = localizer, profile
-        self._tracking = TrackingConfig()
-        self._tracker = Tracker(self._tracking)
-        self.told: list[tuple[float, tuple]] = []
+        self._stream = localizer.stream()
+        self.told: list[Localization] = []
 
     def look(self, image: np.ndarray, sound: np.ndarray, time: float) -> None:
         self._localizer.noise = self._profile
-        scene = self._localizer._localize(image, sound, RATE, "equirectangular", self._tracking.offset_confidence,
-                                          RECENT_SECONDS)  # fmt: skip
-        self.told.append((time, self._tracker.update(scene.sources, time)[0]))
+        self.told.append(self._stream.process(image, sound, RATE, time))
 
 
 def play(localizer: Localizer, image: np.ndarray, sound: np.ndarray, profile: NoiseProfile, step: float,
@@ -158,12 +154,22 @@ def play(localizer: Localizer, image: np.ndarray, sound: np.ndarray, profile: No
     return {name: row.told for name, row in rows.items()}
 
 
-def found(told: list, person, start: float, step: float) -> bool:
-    """Whether a source near the person was published for long enough from `start` on."""
-    def near(source) -> bool:
-        return angle_between(source.azimuth, source.elevation, person.azimuth, person.elevation) <= WITHIN
+def near(scene: Localization, person) -> bool:
+    """Whether a source within reach of a PlacedObject is told."""
+    return any(angle_between(source.azimuth, source.elevation, person.azimuth, person.elevation) <= WITHIN
+               for source in scene.sources)  # fmt: skip
 
-    return sum(time >= start and any(map(near, sources)) for time, sources in told) * step >= ANSWERED
+
+def found(told: list[Localization], person, step: float) -> bool:
+    """Whether a source near the person was told for long enough from when speech begins."""
+    return sum(scene.time >= LEAD_SECONDS and near(scene, person) for scene in told) * step >= ANSWERED
+
+
+def found_or_heard(told: list[Localization], person, label: str, step: float) -> bool:
+    """Whether that, or a person as heard but not in view, was told for long enough."""
+    return sum(scene.time >= LEAD_SECONDS
+               and (near(scene, person) or any(sound.label == label for sound in scene.unseen))
+               for scene in told) * step >= ANSWERED  # fmt: skip
 
 
 def scene(generator: SceneGenerator, rng: np.random.Generator) -> tuple[np.ndarray, tuple]:
@@ -194,7 +200,7 @@ def main(config: NoiseConfig) -> dict:
     noises = read_noises(config.data, rng)
     if config.noises is not None:
         noises = [noises[index] for index in rng.permutation(len(noises))[: config.noises]]
-    people = read_people()
+    people, label = read_people(), labels_by_name()["person"]
     tally: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(float)))
     for kind, noise in tqdm(noises, unit="noise", disable=None):
         image, objects = scene(generator, rng)
@@ -211,14 +217,16 @@ def main(config: NoiseConfig) -> dict:
         with_voice = play(localizer, image, mixed, profile, config.step)
         by_voice = play(localizer, image, clean, profile, config.step, ("nothing",))
         groups = [kind] if kind == "with people" else [kind, "all"] + ["near"] * is_near(objects[0], people)
-        heard_clean = found(by_voice["nothing"], objects[0], LEAD_SECONDS, config.step)
+        heard_clean = found(by_voice["nothing"], objects[0], config.step)
         for name in ROWS:
-            is_found = found(with_voice[name], objects[0], LEAD_SECONDS, config.step)
+            is_found = found(with_voice[name], objects[0], config.step)
+            is_told = found_or_heard(with_voice[name], objects[0], label, config.step)
             for counts in (tally[name][group] for group in groups):
                 counts["minutes"] += config.seconds / 60
-                counts["false"] += len({source.id for _, sources in by_itself[name] for source in sources})
+                counts["false"] += len({source.id for scene in by_itself[name] for source in scene.sources})
                 counts["scenes"] += 1
                 counts["found"] += is_found
+                counts["told"] += is_told
                 counts["clean"] += heard_clean
                 counts["still"] += is_found and heard_clean
     generator.collection.close()
@@ -229,12 +237,13 @@ def main(config: NoiseConfig) -> dict:
 
 
 def print_report(report: dict) -> None:
-    print(f"{'':10}{'noise':18}{'minutes':>8}{'false':>7}{'scenes':>8}{'found':>7}{'still found':>13}")
+    print(f"{'':10}{'noise':18}{'minutes':>8}{'false':>7}{'scenes':>8}{'found':>7}{'told':>7}{'still found':>13}")
     for name, kinds in report.items():
         for kind, counts in kinds.items():
             still = f"{counts['still'] / counts['clean']:.0%} of {counts['clean']:.0f}" if counts["clean"] else "-"
             print(f"{name:10}{kind:18}{counts['minutes']:8.1f}{counts['false']:7.0f}{counts['scenes']:8.0f}"
-                  f"{counts['found'] / counts['scenes']:7.0%}{still:>13}")  # fmt: skip
+                  f"{counts['found'] / counts['scenes']:7.0%}{counts['told'] / counts['scenes']:7.0%}"
+                  f"{still:>13}")  # fmt: skip
 
 
 if __name__ == "__main__":

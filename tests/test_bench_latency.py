@@ -198,3 +198,21 @@ def test_the_other_networks_run_beside_ours(localizer, moments, tmp_path):
     assert rows[latency.EZVSL]["n"] == 2 and rows[latency.DENSEAV]["n"] == 1
     assert rows[latency.DENSEAV]["median_ms"] > 3 * rows[latency.EZVSL]["median_ms"]
     assert rows[latency.EZVSL]["median_ms"] > rows[latency.OURS]["median_ms"]
+
+
+def test_the_networks_of_others_take_our_views(localizer, moments, tmp_path):
+    """With small networks of the same inputs: the real ones are large and their files no part of a test."""
+    onnx = pytest.importorskip("onnx")
+    views = latency.square_views(moments.images[0], localizer.layout)
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [len(views), 3, *views.shape[1:3]])
+    sound = onnx.helper.make_tensor_value_info("spectrogram", onnx.TensorProto.FLOAT, [1, 1, 8, 8])
+    for name, inputs in (("ezvsl", [image, sound]), ("denseav_image", [image])):
+        nodes = [onnx.helper.make_node("ReduceMax", [given.name], [f"of {given.name}"], keepdims=0) for given in inputs]
+        outputs = [onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, []) for node in nodes]
+        graph = onnx.helper.make_graph(nodes, name, inputs, outputs)
+        opset = onnx.helper.make_opsetid("", 17)
+        onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / f"{name}.onnx")
+    ezvsl, denseav = latency.baseline_contenders(tmp_path, views, 1).values()
+    assert ezvsl()[0] == denseav()[0] == pytest.approx(views.max() / 127.5 - 1)
+    with pytest.raises(ValueError, match="build them again"):
+        latency.baseline_contenders(tmp_path, views[:2], 1)
