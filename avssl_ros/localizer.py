@@ -100,7 +100,8 @@ class Localizer:
         """
         with blas.one_thread():
             scene = self._localize(image, audio, sample_rate, projection, self.decision["publish"], recent=None)
-        return replace(scene, sources=tuple(sorted(scene.sources, key=lambda source: -source.confidence)))
+        return replace(scene, sources=tuple(sorted(scene.sources, key=lambda source: -source.confidence)),
+                       unseen=tuple(sound for sound in scene.unseen if not sound.doubtful))  # fmt: skip
 
     def stream(self, projection: str = "equirectangular", views_per_frame: int = 0, **tracking) -> LocalizerStream:
         """A stream with identities, onsets and offsets.
@@ -134,7 +135,7 @@ class Localizer:
         model = self.decision["source" if recent is None else "stream"]
         sources, heard = self._sources(clusters, visual, surface, publish, model)
         in_view = {id(sound) for sound in heard}
-        unseen = [found for sound in clusters if id(sound) not in in_view for found in self._unseen(sound)]
+        unseen = [replace(found, doubtful=id(sound) in in_view) for sound in clusters for found in self._unseen(sound)]
         sources = _without_doubles(sources)
         maps = [source.map for source in sources]
         joint = np.max(maps, axis=0) if maps else np.zeros(surface.azimuth.shape, np.float32)
@@ -262,7 +263,8 @@ class LocalizerStream:
         maps = [source.map for source in sources]
         joint = np.max(maps, axis=0) if maps else np.zeros_like(scene.map)
         named = {source.class_id for source in sources}
-        heard = tuple(sound for sound in scene.unseen if sound.class_id not in named)
+        heard = tuple(sound for sound in scene.unseen
+                      if sound.class_id not in named and not (sound.doubtful and sources))  # fmt: skip
         unseen = self._heard.update(heard, time, self.config)
         return Localization(sources, joint, unseen, scene.active, time, ended + events)
 

@@ -68,12 +68,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Unseen:
-    """A sound that matches nothing in view."""
+    """A sound that matches nothing in view.
+
+    Attributes:
+        label, class_id, embedding: as of Source. confidence: calibrated probability that it is rightly named.
+        doubtful: something in view may make it, too unlikely for a source. Told of streams only, while nothing else is.
+    """
 
     label: str
     class_id: int
     confidence: float
     embedding: np.ndarray
+    doubtful: bool = False
 
     def to_dict(self) -> dict:
         speech = self.label in SPEECH_LABELS
@@ -105,7 +111,7 @@ class Localization:
         sources: strongest first; empty when nothing in view sounds.
         map: float32 (h, w) in [0, 1] on the input's own projection: the maximum over all sources' maps. Its size is
             the localizer's map size, not the image's: scale it up to draw it.
-        unseen: sounds heard that match nothing in view; empty in silence.
+        unseen: sounds heard that match nothing in view, or nothing surely; empty in silence.
         active: True when there is any sound above the noise floor.
         time: capture time in seconds, None for a single image.
         events: what changed with this frame; filled by tracking only.

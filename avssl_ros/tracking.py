@@ -19,6 +19,8 @@ SMOOTHING_SECONDS = 0.4
 # The longest time that one frame speaks for. Where frames are dropped or the rate is low, a single frame in which
 # something else lights up would otherwise outweigh all before it.
 FRAME_SECONDS = 0.1
+# As long a sound may be about to get a source: half of them are told within 0.7 s (benchmarks/streams.py).
+DOUBT_SECONDS = 1.0
 CHANGE_DEG = 15.0  # a source that moved this far since it was last announced is announced again
 
 
@@ -190,7 +192,10 @@ class Tracker:
 
 
 class HeardTracker:
-    """Sounds that match nothing in view, over time: told once they lasted, until silent for as long as sources."""
+    """Sounds that match nothing in view, over time: told once they lasted, until silent for as long as sources.
+
+    What something in view may make is told later, and no longer than it is so.
+    """
 
     def __init__(self):
         self._since: dict[int, float] = {}
@@ -204,7 +209,8 @@ class HeardTracker:
         for class_id in [c for c, (last, _) in self._last.items() if time - last > config.min_off_seconds]:
             del self._since[class_id], self._last[class_id]
         return tuple(sound for class_id, (last, sound) in self._last.items()
-                     if last - self._since[class_id] >= config.min_on_seconds)  # fmt: skip
+                     if last - self._since[class_id] >= (DOUBT_SECONDS if sound.doubtful else config.min_on_seconds)
+                     and (last == time or not sound.doubtful))  # fmt: skip
 
     def end(self) -> None:
         """Forgets all, in silence, for a sensor that is gone or a clock that jumped."""

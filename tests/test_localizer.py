@@ -228,6 +228,16 @@ def test_without_an_image_a_stream_says_what_is_heard_and_ends_what_was_seen(loc
     assert not stream.listen(np.zeros(2 * RATE, np.float32), RATE, times[-1] + 1).active
 
 
+def test_what_is_seen_too_doubtfully_for_a_source_is_told_as_heard_after_a_second(localizer, demo):
+    source = first_sounding(demo)
+    sure = run(localizer.stream(), demo, source["from"] - 0.5, source["to"] - 0.2)[0]
+    assert sure[-1].sources and not any(scene.sources and scene.unseen for scene in sure)
+    doubting = run(localizer.stream(onset_confidence=1.0), demo, source["from"] - 0.5, source["to"] - 0.2)[0]
+    told = [scene for scene in doubting if scene.unseen]
+    assert not any(scene.sources for scene in doubting) and told[-1] is doubting[-1]
+    assert told[0].time >= source["from"] + 0.9 and told[0].unseen[0].label == sure[-1].sources[0].label
+
+
 def test_other_views_take_the_place_of_a_streams_views_and_end_its_tracks(localizer, demo):
     source = first_sounding(demo)
     stream = localizer.stream()

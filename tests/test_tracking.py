@@ -1,5 +1,7 @@
 """Identity over time, onset and offset with hysteresis in seconds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -111,6 +113,14 @@ def test_a_sound_out_of_view_is_told_once_it_lasted_and_until_it_was_silent_for_
 def test_a_blip_out_of_view_is_never_told():
     tracker, config = HeardTracker(), TrackingConfig(min_on_seconds=0.2, min_off_seconds=0.5)
     assert [tracker.update((heard(3),) if time == 0 else (), time, config) for time in (0, 0.1, 0.3, 0.4)] == [()] * 4
+
+
+def test_what_something_in_view_may_make_is_told_after_a_second_and_no_longer_than_it_is_so():
+    tracker, config = HeardTracker(), TrackingConfig(min_on_seconds=0.2, min_off_seconds=0.5)
+    doubtful = replace(heard(3), doubtful=True)
+    told = [len(tracker.update((doubtful,), time / 10, config)) for time in range(13)]
+    assert told == [0] * 10 + [1] * 3
+    assert tracker.update((), 1.3, config) == () and len(tracker.update((doubtful,), 1.4, config)) == 1
 
 
 @pytest.mark.parametrize("rate", [5.0, 10.0, 30.0])
