@@ -154,22 +154,20 @@ def play(localizer: Localizer, image: np.ndarray, sound: np.ndarray, profile: No
     return {name: row.told for name, row in rows.items()}
 
 
-def near(scene: Localization, person) -> bool:
+def points_at(told: Localization, person) -> bool:
     """Whether a source within reach of a PlacedObject is told."""
     return any(angle_between(source.azimuth, source.elevation, person.azimuth, person.elevation) <= WITHIN
-               for source in scene.sources)  # fmt: skip
+               for source in told.sources)  # fmt: skip
 
 
-def found(told: list[Localization], person, step: float) -> bool:
-    """Whether a source near the person was told for long enough from when speech begins."""
-    return sum(scene.time >= LEAD_SECONDS and near(scene, person) for scene in told) * step >= ANSWERED
+def found(told: list[Localization], person, step: float, heard_as: str | None = None) -> bool:
+    """Whether a source at the person was told for long enough from when speech begins.
 
-
-def found_or_heard(told: list[Localization], person, label: str, step: float) -> bool:
-    """Whether that, or a person as heard but not in view, was told for long enough."""
-    return sum(scene.time >= LEAD_SECONDS
-               and (near(scene, person) or any(sound.label == label for sound in scene.unseen))
-               for scene in told) * step >= ANSWERED  # fmt: skip
+    With `heard_as`, moments count as well in which a sound of this label is told as heard but not in view.
+    """
+    return sum(moment.time >= LEAD_SECONDS
+               and (points_at(moment, person) or any(sound.label == heard_as for sound in moment.unseen))
+               for moment in told) * step >= ANSWERED  # fmt: skip
 
 
 def scene(generator: SceneGenerator, rng: np.random.Generator) -> tuple[np.ndarray, tuple]:
@@ -220,7 +218,7 @@ def main(config: NoiseConfig) -> dict:
         heard_clean = found(by_voice["nothing"], objects[0], config.step)
         for name in ROWS:
             is_found = found(with_voice[name], objects[0], config.step)
-            is_told = found_or_heard(with_voice[name], objects[0], label, config.step)
+            is_told = found(with_voice[name], objects[0], config.step, label)
             for counts in (tally[name][group] for group in groups):
                 counts["minutes"] += config.seconds / 60
                 counts["false"] += len({source.id for scene in by_itself[name] for source in scene.sources})
