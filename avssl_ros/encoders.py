@@ -1,7 +1,9 @@
 """The two ONNX encoders and the manifest that ties them together.
 
 A model folder holds visual.onnx, audio.onnx and manifest.json (dimensions, rates, labels, prototypes, decision
-thresholds, SHA-256 of each file, training run). Anything that does not fit together is an error with both values named.
+thresholds, SHA-256 of each file, training run), and mostly visual_int8.onnx, the visual encoder in 8-bit integers,
+which a processor computes faster (training/quantize.py). Anything that does not fit together is an error with both
+values named.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ MAX_MANIFEST_BYTES = 8_000_000  # the shipped one has 100 thousand
 MAX_LABELS, MAX_DIMENSIONS = 2000, 1024
 INPUTS = {"visual": ("views", "tensor(uint8)", 4), "audio": ("log_mel", "tensor(float)", 3)}  # name, type, rank
 PARTS = tuple(INPUTS)
+INTEGERS = "integers"  # entry of the visual encoder in the manifest: its file of 8-bit integers, if there is one
 
 
 def read_manifest(folder: Path) -> dict:
@@ -33,7 +36,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 def read_model(folder: Path) -> tuple[dict, dict[str, bytes]]:
-    """The checked manifest of a model folder, and the bytes of its files "visual" and "audio".
+    """The checked manifest of a model folder, and the bytes of its files "visual", "audio" and, if there, "integers".
 
     Raises:
         FileNotFoundError: no folder, manifest or model file.
@@ -45,7 +48,13 @@ def read_model(folder: Path) -> tuple[dict, dict[str, bytes]]:
             f"no model manifest at {path}; give a folder with manifest.json, visual.onnx, audio.onnx"
         )
     manifest = parse_manifest(_read_bytes(path, MAX_MANIFEST_BYTES), path)
-    return manifest, {part: _read_part(path.parent, manifest[part]) for part in PARTS}
+    return manifest, {name: _read_part(path.parent, entry) for name, entry in _files(manifest).items()}
+
+
+def _files(manifest: dict) -> dict[str, dict]:
+    """The entries of a manifest that name a file, by what the file is."""
+    files = {part: manifest[part] for part in PARTS}
+    return files | ({INTEGERS: manifest["visual"][INTEGERS]} if INTEGERS in manifest["visual"] else {})
 
 
 def parse_manifest(text: bytes, path: Path) -> dict:
@@ -88,11 +97,11 @@ def _check_manifest(manifest: dict, path: Path) -> None:
         )
     if not all(is_number(value, -1e6, 1e6) for row in prototypes for value in row):
         raise ValueError(f"{path}: prototypes must be finite numbers")
-    for part in PARTS:
-        if Path(manifest[part]["file"]).name != manifest[part]["file"]:
-            raise ValueError(f"{path}: {part} file must lie in the model folder itself, got {manifest[part]['file']!r}")
-        if not isinstance(manifest[part]["sha256"], str):
-            raise ValueError(f"{path}: {part} sha256 must be text, got {manifest[part]['sha256']!r}")
+    for name, entry in _files(manifest).items():
+        if Path(entry["file"]).name != entry["file"]:
+            raise ValueError(f"{path}: {name} file must lie in the model folder itself, got {entry['file']!r}")
+        if not isinstance(entry["sha256"], str):
+            raise ValueError(f"{path}: {name} sha256 must be text, got {entry['sha256']!r}")
 
 
 def _check_decision(manifest: dict, path: Path) -> None:
@@ -172,7 +181,11 @@ class Encoders:
         self.size: int = self.manifest["visual"]["size"]
         self.stride: int = self.manifest["visual"]["stride"]
         options, chosen = _session_options(threads), choose_providers(providers)
-        paths = {part: folder / self.manifest[part]["file"] for part in PARTS}
+        # GPUs are as fast in floating point, and do not know all that a quantized file holds.
+        integers = INTEGERS in files and chosen[0] == "CPUExecutionProvider"
+        name = {"visual": INTEGERS if integers else "visual", "audio": "audio"}
+        paths = {part: folder / _files(self.manifest)[name[part]]["file"] for part in PARTS}
+        files = {part: files[name[part]] for part in PARTS}
         self._visual, self._audio = (_session(part, paths[part], files[part], options, chosen) for part in PARTS)
         self.providers = tuple(self._visual.get_providers())
         self._workers = threads or len(os.sched_getaffinity(0))

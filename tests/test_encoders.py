@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 
+from avssl_ros import Localizer
 from avssl_ros.encoders import Encoders, choose_providers, read_manifest
-from avssl_ros.paths import shipped_models
+from avssl_ros.paths import demo_scene, shipped_models
 
 
 @pytest.fixture
@@ -25,6 +27,7 @@ def test_shipped_model_keeps_its_promises():
     parts = [manifest[part] for part in ("visual", "audio")]
     assert sum(part["parameters"] for part in parts) <= 5_000_000
     assert sum((shipped_models() / part["file"]).stat().st_size for part in parts) <= 20_000_000
+    assert (shipped_models() / manifest["visual"]["integers"]["file"]).stat().st_size <= 5_000_000
 
 
 def test_patches_lie_in_the_unit_ball_and_threads_change_nothing():
@@ -37,15 +40,31 @@ def test_patches_lie_in_the_unit_ball_and_threads_change_nothing():
     assert sound.shape == (1, 8, 13, one.dimensions) and np.linalg.norm(sound, axis=-1).max() <= 1.0 + 1e-5
 
 
-def test_an_altered_model_file_is_named(folder):
-    data = bytearray((folder / "audio.onnx").read_bytes())
+def test_a_processor_computes_in_integers_and_they_say_the_same(folder):
+    """A real picture: an embedding of noise says little of either."""
+    localizer = Localizer()
+    picture = cv2.VideoCapture(str(demo_scene() / "scene.mp4")).read()[1]
+    views = localizer.cut(picture[..., ::-1], "equirectangular")[0]
+    integers = localizer.encoders.visual(views)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    likeness = manifest["visual"].pop("integers")["likeness"]
+    change(folder, visual=manifest["visual"])
+    (folder / "visual_int8.onnx").unlink()  # a folder without integers is as good a model
+    floats = Encoders(folder).visual(views)
+    assert np.abs(integers - floats).max() > 1e-3
+    assert (integers * floats).sum() / np.sqrt(np.square(integers).sum() * np.square(floats).sum()) > likeness - 0.03
+
+
+@pytest.mark.parametrize("name", ["audio.onnx", "visual_int8.onnx"])
+def test_an_altered_model_file_is_named(folder, name):
+    data = bytearray((folder / name).read_bytes())
     data[1000] ^= 1
-    (folder / "audio.onnx").write_bytes(data)
-    with pytest.raises(ValueError, match="audio.onnx was altered.*SHA-256"):
+    (folder / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name} was altered.*SHA-256"):
         Encoders(folder)
 
 
-@pytest.mark.parametrize("name", ["audio.onnx", "visual.onnx", "manifest.json"])
+@pytest.mark.parametrize("name", ["audio.onnx", "visual.onnx", "visual_int8.onnx", "manifest.json"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):

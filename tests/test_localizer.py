@@ -156,8 +156,8 @@ def test_thresholds_change_while_running_all_or_nothing(localizer):
 
 def test_a_larger_view_gives_the_same_map_from_more_patches_and_odd_sizes_are_refused():
     image = np.random.default_rng(0).integers(0, 255, (256, 512, 3), dtype=np.uint8)
-    small, large = Localizer(), Localizer(view_size=384)
-    assert small.cut(image, "equirectangular")[0].shape == (4, 224, 288, 3)
+    shipped, large = Localizer(), Localizer(view_size=384)
+    assert shipped.cut(image, "equirectangular")[0].shape == (4, 288, 352, 3)
     views, surface = large.cut(image, "equirectangular")
     drawn = surface.project(np.ones((1, 4 * 18 * 24), np.float32))
     assert views.shape == (4, 288, 384, 3) and drawn.shape[1:] == (128, 256)

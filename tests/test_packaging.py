@@ -100,6 +100,7 @@ def test_colcon_installs_executables_launch_models_and_rviz(colcon_python, setup
         "launch/localize.launch.py",
         "rviz/localize.rviz",
         "models/visual.onnx",
+        "models/visual_int8.onnx",
         "models/audio.onnx",
         "models/manifest.json",
         "demo/scene.mp4",

@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from avssl_ros import Localizer, features
-from avssl_ros.encoders import read_manifest
+from avssl_ros.encoders import INTEGERS, read_manifest
 from avssl_ros.geometry import ViewLayout, angle_between, cut_views, pixel_to_direction
 from avssl_ros.paths import shipped_models
 from training.clip_collection import ClipsConfig, open_collection
@@ -53,6 +53,7 @@ from training.export import write_encoder
 from training.mixing import MixConfig, SceneMixer
 from training.networks import freeze_norms, load_exported, prototypes
 from training.place import Inventory, Look, Thing, is_apart, looks_of, nearest_look, take_inventory
+from training.quantize import add_integers
 from training.recordings import Moment, PlaceRecording, read_recording
 from training.train import Encoders, Scenes, TrainConfig, loss_terms, make_fabric, read_configuration, total_loss
 
@@ -65,6 +66,7 @@ TRIALS = 90  # held back ones at most
 LEAST_TRIALS = 8
 LEAST_PICTURES = 4
 LEAST_HEARD = 20  # windows with a sound that stands out
+QUANTIZED_ON = 40  # pictures of the recording, see `views_of`
 MOST_CHANCE = 0.1  # a recording with foreign sound slips through as often as that
 
 
@@ -348,17 +350,17 @@ def adapt(config: AdaptConfig, report: Callable[[int, float], None] | None = Non
     names = tuple(manifest["labels"][thing.concept] for thing in inventory.things)
     print(f"{len(recording.moments)} s, {len(recording)} pictures; {', '.join(names)}; {inventory.accounted:.0%} of "
           f"what is heard is theirs; {len(trials)} held back trials; {time.monotonic() - started:.0f} s")
-    before = score(localizer, recording, trials)
     place = PlaceCollection(recording, learned, inventory, concepts, config.seed)
     model = with_adapters(models, manifest, config)
-    localizer.encoders = TorchEncoders(model, localizer.encoders)
+    localizer.encoders = TorchEncoders(model.eval(), localizer.encoders)
+    before = score(localizer, recording, trials)  # new adapters change nothing; both are judged in floating point
     frame = prototypes(len(concepts), manifest["dimensions"])
     best = _learn(model, place, frame, lambda: score(localizer, recording, trials), before, config, report)
     if best[0] <= before:
         raise Refused(f"on the held back part the adapted model is no better than the one before: F within 20 degrees "
                       f"{best[0]:.2f}, before {before:.2f}")
     model.cpu().load_state_dict(best[2], strict=False)
-    size = _write(model, models, manifest, best, before, names, config)
+    size = _write(model, models, manifest, best, before, names, config, lambda: views_of(localizer, recording))
     return AdaptResult(best[0], before, best[1], names, size)
 
 
@@ -423,8 +425,18 @@ def _step(fabric, model, optimizer, batches: list[dict], frame, settings: TrainC
     optimizer.step()
 
 
-def _write(model, models: Path, manifest: dict, best: tuple, before: float, names: tuple, config: AdaptConfig) -> int:
-    """Writes the files of the folder, replacing those there; returns the bytes of the adapter."""
+def views_of(localizer: Localizer, recording: PlaceRecording) -> np.ndarray:
+    """Views (N, H, W, 3) of pictures from all over a recording."""
+    numbers = np.unique(np.linspace(0, len(recording) - 1, QUANTIZED_ON).round().astype(int))
+    return np.concatenate([localizer.cut(recording.picture(n), "equirectangular")[0] for n in numbers])
+
+
+def _write(model, models: Path, manifest: dict, best: tuple, before: float, names: tuple, config: AdaptConfig,
+           views: Callable[[], np.ndarray]) -> int:
+    """Writes the files of the folder, replacing those there; returns the bytes of the adapter.
+
+    Where the model has its visual encoder in integers, so has the adapted one, with the ranges it has on the views.
+    """
     described = {name: value for name, value in asdict(config).items()
                  if name not in ("recording", "output", "models", "data", "cache")}
     adapter = {name: value.half().contiguous() for name, value in best[2].items()}
@@ -441,7 +453,13 @@ def _write(model, models: Path, manifest: dict, best: tuple, before: float, name
             "from": started, "step": best[1], "held_back_f": round(best[0], 4), "held_back_f_before": round(before, 4),
             "things": list(names), **described}}  # fmt: skip
         save_file(adapter, folder / "adapter.safetensors")
+        quantized = new["visual"].pop(INTEGERS, None)
         (folder / "manifest.json").write_text(json.dumps(new, indent=1) + "\n")
+        if quantized is not None:
+            try:
+                add_integers(folder, views())
+            except ValueError as error:  # what was learned is worth more than the speed
+                print(f"written in floating point only: {error}", file=sys.stderr)
         config.output.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
             shutil.copy(path, config.output / path.name)

@@ -5,8 +5,8 @@
     python training/export.py --run runs/audio --visual-from models --audio-with models          # or the mean of both
 
 Checks ONNX Runtime against torch on random and real-sized inputs (largest difference 1e-4) and refuses to write
-otherwise. The decision thresholds are those of `training/calibrate.py`, which is run on the new folder afterwards;
-until then they are neutral ones.
+otherwise. What a processor computes faster is added by `training/quantize.py`, which is run on the new folder
+afterwards, and the decision thresholds by `training/calibrate.py`, which comes last; until then they are neutral ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from training.train import Encoders
 
 TOLERANCE = 1e-4
 # Pixels of a view's width at run time: what sounds is mostly smaller in a 360 degree picture than in training's scenes.
-VIEW_SIZE = 288
+VIEW_SIZE = 352
 # Where things lay on the machine of the run: not of the model.
 PLACES = ("data", "more_items", "start", "weights", "cache", "run", "command")
 
