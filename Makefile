@@ -98,13 +98,14 @@ WEIGHTS ?= ../shared/weights
 SMALL_CLIPS := --data None --clips.shards $(SMALL)/shards
 SMALL_SCENES := --least-photos 1 --least-sounds 1 --visible 3 --scenes $(if $(SMOKE),24,100)
 
-train-small: $(VENV)/.test-ready  ## corpus, prepare, pack, train, export, calibrate, evaluate, localize (SMOKE=1: in minutes)
+train-small: $(VENV)/.test-ready  ## corpus, prepare, pack, train, export, quantize, calibrate, evaluate, localize (SMOKE=1: in minutes)
 	$(BIN)/python training/corpus.py --output $(SMALL)/corpus --clips $(if $(SMOKE),120,1200)
 	$(BIN)/python training/prepare.py --collected $(SMALL)/corpus/collected.csv --output $(SMALL)/prepared
 	$(BIN)/python training/pack.py pack --prepared $(SMALL)/prepared --output $(SMALL)/shards
 	$(BIN)/python training/train.py --run $(SMALL)/run --weights $(WEIGHTS) $(SMALL_CLIPS) \
 	  $(if $(SMOKE),--steps 60 --align-steps 20 --scenes 4 --validation-scenes 12,--steps 2000)
 	$(BIN)/python training/export.py --run $(SMALL)/run --output $(SMALL)/models
+	$(BIN)/python training/quantize.py --models $(SMALL)/models $(SMALL_CLIPS) $(SMALL_SCENES)
 	$(BIN)/python training/calibrate.py --models $(SMALL)/models $(SMALL_CLIPS) $(SMALL_SCENES)
 	$(BIN)/python training/evaluate.py --models $(SMALL)/models $(SMALL_CLIPS) $(SMALL_SCENES) --json $(SMALL)/figures.json
 	$(BIN)/avssl localize demo/scene.mp4 --models $(SMALL)/models --output $(SMALL)/localized

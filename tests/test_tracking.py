@@ -27,7 +27,8 @@ def play(tracker, frames):
 
 
 def test_a_source_is_published_after_the_minimum_time_and_its_onset_is_when_it_began():
-    published, events = play(Tracker(TrackingConfig(onset_confidence=0.5)), [[]] * 2 + [[source(0.5, confidence=1.0)]] * 5)
+    tracker = Tracker(TrackingConfig(onset_confidence=0.5))
+    published, events = play(tracker, [[]] * 2 + [[source(0.5, confidence=1.0)]] * 5)
     assert [len(sources) for sources in published] == [0, 0, 0, 0, 1, 1, 1]
     assert events[0].kind == "onset" and events[0].time == pytest.approx(0.2)
     assert published[4][0].state == "onset" and published[5][0].state == "active" and published[5][0].id == 1

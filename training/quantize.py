@@ -50,6 +50,8 @@ class QuantizeConfig:
     clips: ClipsConfig = field(default_factory=ClipsConfig)
     split: str = "train"  # whose items scenes are made of
     visible: int = 4  # objects in a scene
+    least_photos: int = 3  # a concept needs to take part
+    least_sounds: int = 1
     scenes: int = 40  # each gives a view in every direction
     seed: int = 20
 
@@ -128,7 +130,8 @@ def likeness(first: Path, second: Path, views: np.ndarray) -> float:
 def quantize(config: QuantizeConfig) -> float:
     """Adds the integers to a model folder, with views of generated scenes; returns their likeness."""
     localizer = Localizer(config.models)
-    generator = open_scenes(config.data, config.split, config.seed, config.clips, config.visible)
+    generator = open_scenes(config.data, config.split, config.seed, config.clips, config.visible, config.least_photos,
+                            config.least_sounds)
     views = [localizer.cut(generator.scene(index).image, "equirectangular")[0]
              for index in trange(config.scenes, unit="scene", mininterval=5.0)]
     generator.collection.close()
