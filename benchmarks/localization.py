@@ -68,14 +68,18 @@ def further_tables(config: BenchmarkConfig, generator: SceneGenerator) -> dict:
     """A silent object of the sounding kind; real video; cut-outs. One of the visible objects sounds."""
     base, seed, count = generator.collection, generator.seed, generator.visible
     tables = {f"1 of {count} sounding, a silent one of its kind in view": partial(generator.scene, twin=True)}
-    try:
-        scenes = SceneGenerator(CutOuts(base, config.downloads), seed, count, 1, 1)
-        tables[f"1 of {count} sounding, cut-outs"] = scenes.scene
-        video = RealVideo(base, config.data / "clips")
-        scenes = SceneGenerator(video, seed, VISIBLE, 1, 1, HEIGHTS, SEPARATION, by_recordings=True)
-        tables[f"1 of {VISIBLE} sounding, frames and sound of real video"] = scenes.scene
-    except (FileNotFoundError, Missing) as error:
-        print(f"a table is left out: {error}", file=sys.stderr)
+    others = {
+        f"1 of {count} sounding, cut-outs":
+            lambda: SceneGenerator(CutOuts(base, config.downloads), seed, count, 1, 1),
+        f"1 of {VISIBLE} sounding, frames and sound of real video":
+            lambda: SceneGenerator(RealVideo(base, config.data / "clips"), seed, VISIBLE, 1, 1, HEIGHTS, SEPARATION,
+                                   by_recordings=True),
+    }  # fmt: skip
+    for title, scenes in others.items():
+        try:
+            tables[title] = scenes().scene
+        except (FileNotFoundError, Missing) as error:
+            print(f"a table is left out: {error}", file=sys.stderr)
     return {title: (1, make) for title, make in tables.items()}
 
 

@@ -230,7 +230,8 @@ def debian_folder(package: str, inside: str, config: CorpusConfig) -> Path:
                       f"Debian one and copy its /{inside} to {config.downloads / package / inside}")  # fmt: skip
     with _download(config, package) as new:
         _program(["apt-get", "download", package], package, new.parent)
-        _program(["dpkg-deb", "-x", str(next(new.parent.glob("*.deb"))), str(new)], package, new.parent)
+        archive = next(new.parent.glob("*.deb")).resolve()  # the program runs in another folder than we do
+        _program(["dpkg-deb", "-x", str(archive), str(new.resolve())], package, new.parent)
         if not (new / inside).is_dir():
             raise Missing(f"Debian's {package} has no folder /{inside} in this release")
     return config.downloads / package / inside

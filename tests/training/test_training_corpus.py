@@ -336,15 +336,17 @@ def test_a_package_is_fetched_once(config, tmp_path, monkeypatch):
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "apt-get").write_text(f"#!/bin/sh\necho call >> {tmp_path}/calls\ntouch $2_1_all.deb\n")
-    (programs / "dpkg-deb").write_text('#!/bin/sh\nmkdir -p "$3/usr/share/thing"\ntouch "$3/usr/share/thing/file"\n')
+    (programs / "dpkg-deb").write_text('#!/bin/sh\ntest -f "$2" && mkdir -p "$3/usr/share/thing" && '
+                                       'touch "$3/usr/share/thing/file"\n')
     for path in programs.iterdir():
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    config = replace(config, fetch=True, downloads=tmp_path / "new")
+    monkeypatch.chdir(tmp_path)
+    config = replace(config, fetch=True, downloads=Path("new"))  # as by default, beside where the command is given
     (config.downloads / ".partial-killed" / "thing").mkdir(parents=True)
     for _ in range(2):
         folder = module.debian_folder("thing", "usr/share/thing", config)
-        assert folder == tmp_path / "new/thing/usr/share/thing" and (folder / "file").exists()
+        assert folder == Path("new/thing/usr/share/thing") and (folder / "file").exists()
     assert (tmp_path / "calls").read_text() == "call\n"
     assert {path.name for path in config.downloads.iterdir()} == {"journal.jsonl", "thing"}
 
