@@ -402,9 +402,9 @@ def test_a_second_run_makes_nothing_and_a_lost_clip_again(config):
     before, lost = state(config), composited(config)[3]
     (config.output / "composited" / "torn.partial").write_bytes(b"half")
     assert corpus(config).counts == {"already there": 8} and state(config) == before
-    content = lost.read_bytes()
+    heard = read_audio(lost)[0]  # x264 may write other bytes each time
     lost.unlink()
-    assert corpus(config).counts == {"already there": 7, "made": 1} and lost.read_bytes() == content
+    assert corpus(config).counts == {"already there": 7, "made": 1} and np.array_equal(read_audio(lost)[0], heard)
     assert corpus(replace(config, clips=10)).counts == {"already there": 8, "made": 2}
     assert {name: state(config)[name] for name in before if name != lost.name} == {
         name: value for name, value in before.items() if name != lost.name
