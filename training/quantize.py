@@ -37,6 +37,7 @@ from training.scenes import open_scenes
 FILE = "visual_int8.onnx"
 QUANTIZED = ["Conv", "Clip", "Add"]  # types of operations
 HEAD_STARTS = "Resize"  # the first operation of this type, and all after it, stay as they are
+LEAST_VIEWS = 10
 LEAST_LIKENESS = 0.9
 JUDGED_SHARE = 0.2  # of the views: on these the two encoders are compared, the ranges are those of the others
 
@@ -71,15 +72,15 @@ def add_integers(models: Path, views: np.ndarray) -> float:
     """Writes the quantized visual encoder into a model folder and its manifest; returns how like the other one it is.
 
     Args:
-        views: RGB uint8 (N, H, W, 3) such as the runtime cuts, the more unlike each other the better; N >= 10.
+        views: RGB uint8 (N, H, W, 3) such as the runtime cuts, the more unlike each other the better; N >= LEAST_VIEWS.
 
     Raises:
         ValueError: few views, or the likeness is below LEAST_LIKENESS; the folder is left as it was.
     """
-    if len(views) < 10:
-        raise ValueError(f"quantization needs at least 10 views to learn its ranges from, got {len(views)}")
+    if len(views) < LEAST_VIEWS:
+        raise ValueError(f"quantization needs at least {LEAST_VIEWS} views to learn its ranges from, got {len(views)}")
     views = np.random.default_rng(0).permutation(views)
-    judged = max(1, round(JUDGED_SHARE * len(views)))
+    judged = round(JUDGED_SHARE * len(views))
     path = models / "manifest.json"
     manifest = json.loads(path.read_text())
     source = models / manifest["visual"]["file"]
