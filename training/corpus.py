@@ -17,7 +17,8 @@ and then shipped demo scenes, which show them too, test nothing.
 
 Writes into the output folder: composited/<id>.mp4; collected.csv, the table that prepare.py takes, with the recording
 as a clip's source and its concept as its label; SOURCES.csv, origin and licence of every item used; journal.jsonl, of
-what each clip was made. Clip i is a function of the material, the seed and i: more clips leave the others as they are.
+what each clip was made. Clip i, up to what x264 makes of it, is a function of the material, the seed and i:
+more clips leave the others as they are.
 """
 
 from __future__ import annotations
