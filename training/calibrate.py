@@ -5,15 +5,16 @@
 
 Runs the localizer itself on scenes with one and two sounding objects and on negatives, collects the candidate regions
 of every round with their features (avssl_ros/fusion.py: explain) and whether they lie on an object that sounds, and
-fits the conditional logit of which of them makes the sound, if any: for whole windows, and for streams, which ask what
-sounds now, in the last moment. Test items take no part.
+fits the conditional logit of which of them makes the sound, if any. For streams, which ask what sounds now, in the last
+moment, a second one is fitted to the moments of timelines, before quiet and loud backgrounds. Test items take no part.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -24,15 +25,17 @@ from scipy.optimize import minimize
 from tqdm import trange
 
 from avssl_ros import Localizer, features, fusion
+from avssl_ros.clustering import Cluster
 from avssl_ros.geometry import angle_between
 from avssl_ros.localizer import RECENT_SECONDS
 from training.clip_collection import ClipsConfig
 from training.data import read_concepts
-from training.scenes import Scene, open_scenes
+from training.scenes import TIMELINE_SECONDS, PlacedObject, Scene, Timeline, open_scenes
 
 RIGHT_WITHIN = np.radians(20)
 ROUNDS = 4  # of a scene that are learned from: later ones hold nothing right
-BEGUN_SECONDS = 0.3, 1.5  # how long ago a sound began, for the confidence of streams
+MOMENT_STEP = 0.1  # seconds between two moments of a timeline
+BACKGROUND_DB = -65.0, -25.0  # of timelines; what sounds in them has -26 to -18
 CONFUSING = ("recorded background", "offscreen sound")  # the negatives in which something is heard that has a name
 
 
@@ -48,46 +51,75 @@ class CalibrateConfig:
     least_photos: int = 3  # a concept needs to take part
     least_sounds: int = 1
     scenes: int = 300  # with sounding objects; as many negatives share half of that
+    timelines: int = 100  # for the confidence of streams
     seed: int = 10
     source_publish: float = 0.3  # smallest confidence that `localize` reports
     unseen_publish: float = 0.5
 
 
-def candidates(localizer: Localizer, scene: Scene, recent: float | None = None) -> tuple[list, list]:
-    """For each round of one scene the features and rightness of its candidates, and those of each sound's name."""
-    views, surface = localizer.cut(scene.image, "equirectangular")
-    clusters = localizer.hear(scene.sound, recent)
+Rounds = list[tuple[np.ndarray, np.ndarray]]  # of each the features (n, F) of its candidates, and which are right (n,)
+
+
+def candidates(localizer: Localizer, visual: np.ndarray, clusters: list[Cluster], surface: fusion.Surface,
+               sounding: Sequence[PlacedObject]) -> Rounds:  # fmt: skip
+    """The candidates of each round for what is heard, of which those are right that lie on something of `sounding`.
+
+    Args:
+        visual: (P, D) embeddings of the patches of all views.
+    """
+    rounds, found_before = [], set()
+    explained = fusion.explain(visual, clusters, localizer.prototypes, surface, localizer.made_by)
+    for _, found in islice(explained, ROUNDS):
+        at = [{index for index, placed in enumerate(sounding) if _angle(c.region, placed) <= RIGHT_WITHIN}
+              for c in found]
+        rounds.append((np.stack([c.features for c in found]), np.array([bool(hit - found_before) for hit in at])))
+        found_before |= at[0]
+    return rounds
+
+
+def whole_window(localizer: Localizer, scene: Scene) -> tuple[Rounds, Rounds]:
+    """Candidates of one scene, and features of the name of each of its sounds and whether it is right."""
+    clusters = localizer.hear(scene.sound)
     if not clusters:
         return [], []
-    visual = localizer.encoders.visual(views).reshape(-1, localizer.encoders.dimensions)
+    visual, surface = _look(localizer, scene.image)
     truth = {placed.concept for placed in scene.sounding} | {scene.offscreen}
     concepts = [concept.name for concept in read_concepts()]
-    groups, names, found_before = [], [], set()
-    rounds = fusion.explain(visual, clusters, localizer.prototypes, surface, localizer.made_by)
-    for _, found in islice(rounds, ROUNDS):
-        at = [{index for index, placed in enumerate(scene.sounding) if _angle(c.region, placed) <= RIGHT_WITHIN}
-              for c in found]
-        groups.append((np.stack([c.features for c in found]), np.array([bool(hit - found_before) for hit in at])))
-        found_before |= at[0]
-    for sound in clusters:
-        names.append((fusion.unseen_features(sound)[None], np.array([concepts[int(sound.concepts.argmax())] in truth])))
-    return groups, names
+    names = [(fusion.unseen_features(sound)[None], np.array([concepts[int(sound.concepts.argmax())] in truth]))
+             for sound in clusters]
+    return candidates(localizer, visual, clusters, surface, scene.sounding), names
 
 
-def just_begun(rng: np.random.Generator, scene: Scene, before: Scene) -> Scene:
-    """The scene as a stream meets it: its sound began a moment ago, after silence or what sounded in another scene."""
-    seconds = rng.uniform(*BEGUN_SECONDS)
-    begun = min(round(seconds * features.SAMPLE_RATE), len(scene.sound))
-    start = rng.integers(len(scene.sound) - begun + 1)
-    earlier = before.sound[:len(scene.sound) - begun] * float(rng.random() < 0.5)
-    return replace(scene, sound=np.concatenate([earlier, scene.sound[start:start + begun]]))
+def moments(localizer: Localizer, timeline: Timeline) -> Rounds:
+    """Candidates of the moments of a timeline as a stream meets them.
+
+    What sounds for half of RECENT_SECONDS or longer is right; moments in which something begins or ends within them and
+    sounds for less are left out.
+    """
+    visual, surface = _look(localizer, timeline.image)
+    rounds, window = [], int(localizer.window_seconds * features.SAMPLE_RATE)
+    for time in np.arange(RECENT_SECONDS, TIMELINE_SECONDS, MOMENT_STEP):
+        shares = [(s, (min(s.end, time) - max(s.start, time - RECENT_SECONDS)) / RECENT_SECONDS)
+                  for s in timeline.soundings]  # fmt: skip
+        if any(0 < share < 0.5 for _, share in shares):
+            continue
+        end = int(time * features.SAMPLE_RATE)
+        clusters = localizer.hear(timeline.sound[max(0, end - window):end], RECENT_SECONDS)
+        sounding = [timeline.objects[s.placed] for s, share in shares if share >= 0.5 and s.placed is not None]
+        rounds += candidates(localizer, visual, clusters, surface, sounding) if clusters else []
+    return rounds
+
+
+def _look(localizer: Localizer, image: np.ndarray) -> tuple[np.ndarray, fusion.Surface]:
+    views, surface = localizer.cut(image, "equirectangular")
+    return localizer.encoders.visual(views).reshape(-1, localizer.encoders.dimensions), surface
 
 
 def _angle(region, placed) -> float:
     return float(angle_between(region.azimuth, region.elevation, placed.azimuth, placed.elevation))
 
 
-def fit(groups: list[tuple[np.ndarray, np.ndarray]], ridge: float = 1e-3) -> dict:
+def fit(groups: Rounds, ridge: float = 1e-3) -> dict:
     """Bias and weights of the conditional logit (fusion.confidences) by maximum likelihood.
 
     Args:
@@ -117,25 +149,27 @@ def calibrate(config: CalibrateConfig) -> dict:
     localizer = Localizer(config.models)
     generator = open_scenes(config.data, config.split, config.seed, config.clips, config.visible, config.least_photos,
                             config.least_sounds)
-    groups, moments, names, before = [], [], [], None
-    rng = np.random.default_rng(config.seed)
+    groups, names, begun = [], [], []
     for index in trange(config.scenes * 3 // 2, unit="scene", mininterval=5.0):
         if index < config.scenes:
             scene = generator.scene(index, sounding=1 + index % 3 // 2)
         else:
             scene = generator.negative(index, CONFUSING[index % len(CONFUSING)])
-        new_groups, new_names = candidates(localizer, scene)
+        new_groups, new_names = whole_window(localizer, scene)
         groups += new_groups
         names += new_names
-        moments += candidates(localizer, just_begun(rng, scene, before or scene), RECENT_SECONDS)[0]
-        before = scene
+    if generator.has_timelines:
+        for index in trange(config.timelines, unit="timeline", mininterval=5.0):
+            begun += moments(localizer, generator.timeline(index, BACKGROUND_DB))
     generator.collection.close()
     if not groups:
         raise ValueError(f"in none of {len(names)} sounds was anything found to calibrate on: the model says nothing "
                          "yet; train it longer, or try more scenes")
+    if not begun:
+        print("no timelines (they need four concepts that sound): streams get the confidence of whole windows")
     path = config.models / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["decision"] |= {"source": fit(groups), "stream": fit(moments or groups), "unseen": fit(names),
+    manifest["decision"] |= {"source": fit(groups), "stream": fit(begun or groups), "unseen": fit(names),
                              "publish": config.source_publish, "publish_unseen": config.unseen_publish}
     path.write_text(json.dumps(manifest, indent=1) + "\n")
     findable, named = (np.mean([right.any() for _, right in parts]) for parts in (groups, names))

@@ -175,16 +175,27 @@ class SceneGenerator:
             scenes.append(Scene(image, _clip(sound), sounding))
         return scenes[0], scenes[1]
 
-    def timeline(self, index: int) -> Timeline:
-        """A scene in which objects begin and fall silent as SCHEDULE says; at least 4 visible concepts must sound."""
-        return whole_scene(self, index, SceneGenerator._timeline)
+    @property
+    def has_timelines(self) -> bool:
+        """Whether there are as many concepts to hear as a timeline needs."""
+        return len(self.audible) >= len({placed for placed, _, _ in SCHEDULE})
 
-    def _timeline(self, rng) -> Timeline:
+    def timeline(self, index: int, background_db: tuple[float, float] = (-65.0, -50.0)) -> Timeline:
+        """A scene in which objects begin and fall silent as SCHEDULE says, before a background from .. to some dB.
+
+        Raises ValueError where `has_timelines` is false.
+        """
+        if not self.has_timelines:
+            raise ValueError(f"a timeline needs 4 concepts with recordings, got {len(self.audible)}")
+        return whole_scene(self, index, SceneGenerator._timeline, background_db)
+
+    def _timeline(self, rng, background_db: tuple[float, float]) -> Timeline:
         heard = [str(name) for name in rng.choice(self.audible, 4, replace=False)]
         others = [name for name in self.lookable if name not in heard]
         names = heard[:3] + list(rng.choice(others, max(self.visible - 3, 0), replace=False))
         image, objects = self._place(rng, names, 3, heard)
-        sound = np.resize(self._background(rng, rng.uniform(-65, -50)), int(TIMELINE_SECONDS * features.SAMPLE_RATE))
+        length = int(TIMELINE_SECONDS * features.SAMPLE_RATE)
+        sound = np.resize(self._background(rng, rng.uniform(*background_db)), length)
         soundings = []
         for placed, start, end in SCHEDULE:
             name = heard[3 if placed is None else placed]
