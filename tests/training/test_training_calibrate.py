@@ -1,0 +1,86 @@
+"""The confidence of a model folder: the fit, which moments of a timeline are right, and the whole on real items."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from avssl_ros.paths import shipped_models
+from training import calibrate
+from training.scenes import MASK_SHAPE, PlacedObject, SceneGenerator, Sounding, Timeline
+
+SHARED = Path(__file__).resolve().parents[3] / "shared/data"
+DOG = PlacedObject("dog", 0.5, 0.0, 0.6, True, np.zeros(MASK_SHAPE, bool))
+CAT = PlacedObject("cat", -1.5, 0.0, 0.6, True, np.zeros(MASK_SHAPE, bool))
+
+
+def test_the_fit_finds_the_odds_that_rounds_were_drawn_from():
+    rng, true = np.random.default_rng(0), {"bias": -1.0, "weights": [2.0, -0.5]}
+    groups = []
+    for _ in range(4000):
+        features = rng.normal(size=(3, 2))
+        odds = np.exp(true["bias"] + features @ true["weights"])
+        chosen = rng.choice(4, p=np.append(odds, 1.0) / (1.0 + odds.sum()))
+        groups.append((features, np.arange(3) == chosen))
+    found = calibrate.fit(groups, ridge=0.0)
+    assert found["bias"] == pytest.approx(-1.0, abs=0.15)
+    assert found["weights"] == pytest.approx(true["weights"], abs=0.15)
+
+
+class Hears:
+    """A localizer that hears something in every moment and keeps how much sound it was given."""
+
+    window_seconds, prototypes, made_by = 2.0, None, {}
+    encoders = SimpleNamespace(visual=lambda views: np.zeros((1, 4)), dimensions=4)
+
+    def __init__(self):
+        self.lengths = []
+
+    def cut(self, image, projection):
+        return None, None
+
+    def hear(self, sound, recent):
+        self.lengths.append(len(sound))
+        return [SimpleNamespace()]
+
+
+def candidate(azimuth: float):
+    region = SimpleNamespace(azimuth=azimuth, elevation=0.0)
+    return SimpleNamespace(region=region, features=np.array([azimuth]))
+
+
+def test_moments_are_right_where_what_sounds_now_is(monkeypatch):
+    monkeypatch.setattr(calibrate.fusion, "explain", lambda *rest: iter([(None, [candidate(0.5), candidate(-1.5)])]))
+    soundings = (Sounding(0, "dog", 1.0, 4.0), Sounding(1, "cat", 5.0, 8.0), Sounding(None, "bell", 10.0, 12.0))
+    timeline = Timeline(None, np.zeros(17 * 32000, np.float32), (DOG, CAT), soundings)
+    localizer = Hears()
+    rounds = calibrate.moments(localizer, timeline)
+    rights = np.array([right for _, right in rounds])
+    assert max(localizer.lengths) == 2 * 32000
+    # Each sounds 3 s; at either end a moment is sure once half of the last 0.5 s are of it.
+    assert rights[:, 0].sum() == pytest.approx(31, abs=2) and rights[:, 1].sum() == pytest.approx(31, abs=2)
+    assert not rights.all(axis=1).any()
+    assert len(rounds) < 165  # what begins or ends within the last moment is left out
+    assert (~rights.any(axis=1)).sum() > 60  # silence of both, and what is not in view
+
+
+@pytest.mark.shared
+def test_streams_get_a_confidence_of_their_own(tmp_path):
+    shutil.copytree(shipped_models(), tmp_path / "models")
+    config = calibrate.CalibrateConfig(models=tmp_path / "models", data=SHARED, scenes=12, timelines=1,
+                                       least_sounds=1)  # fmt: skip
+    decision = calibrate.calibrate(config)
+    assert decision == json.loads((tmp_path / "models/manifest.json").read_text())["decision"]
+    assert decision["stream"] != decision["source"]
+
+
+@pytest.mark.shared
+def test_too_few_concepts_for_timelines_are_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(SceneGenerator, "has_timelines", False)
+    shutil.copytree(shipped_models(), tmp_path / "models")
+    config = calibrate.CalibrateConfig(models=tmp_path / "models", data=SHARED, scenes=12)
+    decision = calibrate.calibrate(config)
+    assert decision["stream"] == decision["source"] and "no timelines" in capsys.readouterr().out
