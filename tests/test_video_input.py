@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import cv2
 import media
 import numpy as np
+import PIL.Image
 import pytest
 
 from avssl_ros import video_input
@@ -150,3 +152,48 @@ def test_a_real_360_recording_of_uneven_shape_is_taken_for_360_degrees():
 
     video = VideoFile(shared / "video360" / "theta_walk_640x322_40s.mp4")
     assert (video.width, video.height, video.projection, video.has_audio) == (640, 322, "equirectangular", True)
+
+
+# ------------------------------------------------------------------------------------------- JPEG, by either decoder
+
+
+def jpegs() -> dict[str, bytes]:
+    """Kinds of JPEG, of a picture with soft colours."""
+    picture = PIL.Image.fromarray(media.noise_images(1, 32, 16)[0]).resize((640, 320), PIL.Image.BICUBIC)
+    kinds = {"plain": (picture, {}), "odd size": (picture.crop((0, 0, 639, 319)), {}),
+             "progressive": (picture, {"progressive": True}), "full colour": (picture, {"subsampling": 0}),
+             "grey": (picture.convert("L"), {}), "cmyk": (picture.convert("CMYK"), {})}  # fmt: skip
+    turned = PIL.Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees
+    kinds["turned"] = picture, {"exif": turned}
+    made = {}
+    for name, (image, options) in kinds.items():
+        image.save(file := io.BytesIO(), "JPEG", quality=90, **options)
+        made[name] = file.getvalue()
+    return made
+
+
+@pytest.mark.parametrize("kind", jpegs())
+@pytest.mark.parametrize("enough", [None, 600, 300, 80])
+def test_a_jpeg_is_the_same_with_and_without_simplejpeg(kind, enough, monkeypatch):
+    data = jpegs()[kind]
+    fast = video_input.decode_picture(data, enough)
+    monkeypatch.setattr(video_input, "simplejpeg", None)
+    slow = video_input.decode_picture(data, enough)
+    assert fast.shape == slow.shape and fast.dtype == np.uint8
+    difference = np.abs(fast.astype(int) - slow)
+    assert difference.mean() < (3 if enough else 0.5)  # with `enough`, colour is repeated
+    assert kind != "turned" or fast.shape[0] > fast.shape[1]
+    assert enough is None or fast.shape[1] >= enough or kind == "turned"
+
+
+@pytest.mark.parametrize("decoder", [video_input.simplejpeg, None])
+def test_a_jpeg_that_is_cut_off_is_refused_by_both(decoder, monkeypatch):
+    monkeypatch.setattr(video_input, "simplejpeg", decoder)
+    with pytest.raises(ValueError, match="damaged"):
+        video_input.decode_picture(jpegs()["plain"][:-2000])
+
+
+def test_simplejpeg_decodes_what_cameras_send(monkeypatch):
+    monkeypatch.setattr(video_input.cv2, "imdecode", None)
+    assert video_input.decode_picture(jpegs()["plain"]).shape == (320, 640, 3)
