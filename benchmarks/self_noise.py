@@ -12,7 +12,8 @@ people also show surfers far out, backs, and now and then nobody. Columns:
 
 minutes      of noise alone
 false        sources that were published in them
-scenes       of 3 s of speech, 5 dB above the noise (RMS of the parts with voice against RMS of the noise)
+scenes       of 3 s of speech, 5 dB above the noise (RMS of the parts with voice against RMS of the noise), each with a
+             picture of its own
 found        of those, in how many a source within 20 degrees of the person was published for 0.5 s
 told         of those, in how many it was found, or a person was told as heard but not in view, for 0.5 s together
 still found  of those in which the same speech without noise was found
@@ -65,6 +66,7 @@ class NoiseConfig:
     models: Path | None = None  # model folder; None: the shipped one
     seconds: float = 60.0  # of each noise alone: 30 minutes of all without people
     noises: int | None = None  # how many of them; None: all
+    voices: int = 4  # above each of them, before a picture each; noise alone is played before the first
     snr_db: float = 5.0
     step: float = 0.2  # seconds between two moments
     seed: int = 5
@@ -189,6 +191,17 @@ def speech(generator: SceneGenerator, items: list, rng: np.random.Generator) -> 
     return samples / np.sqrt(np.square(samples[voiced]).mean())
 
 
+def above(localizer: Localizer, image: np.ndarray, voice: np.ndarray, alone: np.ndarray, profile: NoiseProfile,
+          step: float) -> tuple[dict[str, list[Localization]], list[Localization]]:  # fmt: skip
+    """What each row tells of a voice above the noise, and what is told of the voice without it."""
+    clean = np.zeros(int((LEAD_SECONDS + SPEECH_SECONDS + TAIL_SECONDS) * RATE), np.float32)
+    first = int(LEAD_SECONDS * RATE)
+    clean[first : first + len(voice)] = voice
+    mixed = np.clip(alone[: len(clean)] + clean, -1, 1)
+    by_voice = play(localizer, image, clean, profile, step, ("nothing",))
+    return play(localizer, image, mixed, profile, step), by_voice["nothing"]
+
+
 def main(config: NoiseConfig) -> dict:
     rng = np.random.default_rng(config.seed)
     generator = open_scenes(config.data, "test", config.seed)
@@ -201,30 +214,25 @@ def main(config: NoiseConfig) -> dict:
     people, label = read_people(), labels_by_name()["person"]
     tally: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(float)))
     for kind, noise in tqdm(noises, unit="noise", disable=None):
-        image, objects = scene(generator, rng)
         half = len(noise) // 2
         gain = np.float32(10 ** ((rng.uniform(-40, -25) - features.loudest_block_db(noise)) / 20))
         profile = NoiseProfile.of_recording(gain * noise[:half], RATE)
         alone = np.clip(looped(gain * noise[half:], config.seconds), -1, 1)
-        voice = speech(generator, voices, rng) * np.sqrt(np.square(alone).mean()) * 10 ** (config.snr_db / 20)
-        first = int(LEAD_SECONDS * RATE)
-        clean = np.zeros(int((LEAD_SECONDS + SPEECH_SECONDS + TAIL_SECONDS) * RATE), np.float32)
-        clean[first : first + len(voice)] = voice
-        mixed = np.clip(alone[: len(clean)] + clean, -1, 1)
-        by_itself = play(localizer, image, alone, profile, config.step)
-        with_voice = play(localizer, image, mixed, profile, config.step)
-        by_voice = play(localizer, image, clean, profile, config.step, ("nothing",))
-        groups = [kind] if kind == "with people" else [kind, "all"] + ["near"] * is_near(objects[0], people)
-        heard_clean = found(by_voice["nothing"], objects[0], config.step)
-        for name in ROWS:
-            is_found = found(with_voice[name], objects[0], config.step)
-            is_told = found(with_voice[name], objects[0], config.step, label)
-            for counts in (tally[name][group] for group in groups):
-                counts["minutes"] += config.seconds / 60
-                counts["false"] += len({source.id for scene in by_itself[name] for source in scene.sources})
+        for number in range(config.voices):
+            image, objects = scene(generator, rng)
+            groups = [kind] if kind == "with people" else [kind, "all"] + ["near"] * is_near(objects[0], people)
+            # A picture is as good as another before noise alone, of which every minute costs one.
+            by_itself = play(localizer, image, alone, profile, config.step) if number == 0 else {}
+            voice = speech(generator, voices, rng) * np.sqrt(np.square(alone).mean()) * 10 ** (config.snr_db / 20)
+            with_voice, clean = above(localizer, image, voice, alone, profile, config.step)
+            for row, counts in ((name, tally[name][group]) for name in ROWS for group in groups):
+                counts["minutes"] += config.seconds / 60 * (number == 0)
+                counts["false"] += len({source.id for moment in by_itself.get(row, []) for source in moment.sources})
+                heard_clean = found(clean, objects[0], config.step)
+                is_found = found(with_voice[row], objects[0], config.step)
                 counts["scenes"] += 1
                 counts["found"] += is_found
-                counts["told"] += is_told
+                counts["told"] += found(with_voice[row], objects[0], config.step, label)
                 counts["clean"] += heard_clean
                 counts["still"] += is_found and heard_clean
     generator.collection.close()

@@ -156,6 +156,9 @@ class PlaceCollection:
     def shows_people(self, item) -> bool:
         return False
 
+    def heads(self, item, height: int, width: int) -> np.ndarray:
+        return np.zeros((height, width), np.uint8)
+
     def photo(self, item: np.ndarray) -> np.ndarray:
         return item
 

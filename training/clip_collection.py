@@ -194,6 +194,12 @@ class SceneClips:
         """Whether somebody is known to be in a photograph; of clips nothing is known."""
         return isinstance(item, Item) and self._collection.base.shows_people(item)
 
+    def heads(self, item: Item | int, height: int, width: int) -> np.ndarray:
+        """As of Collection; of clips nothing is known."""
+        if isinstance(item, Item):
+            return self._collection.base.heads(item, height, width)
+        return np.zeros((height, width), np.uint8)
+
     def _window(self, index: int) -> dict[str, Any]:
         if index not in self._windows:
             self._windows[index] = self._draw(index)

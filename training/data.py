@@ -11,7 +11,7 @@ import argparse
 import csv
 import hashlib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -111,6 +111,14 @@ def read_people(path: Path = PEOPLE_CSV) -> dict[str, list[Person]]:
     for row in _rows(path):
         found[row["file"]].append(Person(*(float(row[column]) for column in PEOPLE_COLUMNS[1:])))
     return dict(found)
+
+
+HEAD = 0.3  # of the height of somebody: head and shoulders, above what is held or worked with
+
+
+def head_of(person: Person) -> Person:
+    """The upper part of somebody."""
+    return replace(person, bottom=person.top + HEAD * (person.bottom - person.top))
 
 
 def people_mask(people: list[Person], height: int, width: int) -> np.ndarray:

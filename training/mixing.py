@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from avssl_ros import features
 from avssl_ros.audio_input import read_audio
 from avssl_ros.geometry import ViewLayout, cut_views, direction_to_pixel, direction_to_vector, pixel_to_direction
 from training.data import BACKGROUND as BACKGROUND_CONCEPT
-from training.data import Concept, Item, people_mask, read_people
+from training.data import Concept, Item, head_of, people_mask, read_people
 from training.losses import BACKGROUND, IGNORE
 from training.pack import DamagedClip
 
@@ -32,6 +32,8 @@ SIZE, STRIDE = 224, 16  # of a view, pixels
 SECONDS = 2.0  # of sound in a scene
 PASTED = 3  # objects in a view at most
 PERSON = "person"  # the concept of people found in a panorama
+PEOPLE = frozenset(("person", "child", "crowd"))  # concepts whose photographs show people and nothing else
+FAINT, FILLED = 64, 0.8  # of 255: how bodies are marked; the share of a photograph from which on people fill it
 SURE = 128  # of 255: score from which on somebody found there is taken for a person
 ATTEMPTS = 16  # scenes in a row that damaged clips may spoil
 
@@ -87,6 +89,17 @@ class Collection:
         """Whether the detector has seen somebody in a photograph or panorama, be it doubtfully."""
         return item.file in self.people
 
+    def heads(self, item: Item, height: int, width: int) -> np.ndarray:
+        """uint8 (height, width): the heads of people in a photograph as of `people_mask`, the rest of them faintly.
+
+        Where people fill the picture, what else it shows is before them, and only the heads are marked.
+        """
+        people = [person for person in self.people.get(item.file, []) if 255 * person.score >= SURE]
+        bodies = people_mask([replace(person, score=FAINT / 255) for person in people], height, width)
+        if (bodies > 0).mean() > FILLED:
+            bodies[:] = 0
+        return np.maximum(bodies, people_mask([head_of(person) for person in people], height, width))
+
     def photo(self, item: Item) -> np.ndarray:
         """RGB uint8 (H, W, 3)."""
         image = cv2.imread(str(self.root / item.file), cv2.IMREAD_COLOR)
@@ -117,7 +130,7 @@ def feathered_alpha(rng: np.random.Generator, height: int, width: int) -> np.nda
 
 
 def jitter(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
-    """Random flip, crop, brightness, contrast and colour balance of an RGB uint8 picture."""
+    """Random flip, crop, brightness, contrast and colour balance of an RGB uint8 picture; further channels stay."""
     if rng.random() < 0.5:
         photo = photo[:, ::-1]
     height, width = photo.shape[:2]
@@ -127,7 +140,8 @@ def jitter(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
     photo = photo[top : top + h, left : left + w]
     gain = rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, 3)
     lookup = np.clip((np.arange(256)[:, None] - 128) * rng.uniform(0.7, 1.2) + 128, 0, 255) * gain
-    return cv2.LUT(np.ascontiguousarray(photo), np.clip(lookup, 0, 255).astype(np.uint8).reshape(256, 1, 3))
+    lookup = np.clip(lookup, 0, 255).astype(np.uint8).reshape(256, 1, 3)
+    return np.dstack([cv2.LUT(np.ascontiguousarray(photo[..., :3]), lookup), photo[..., 3:]])
 
 
 def paste(view: np.ndarray, coverage: np.ndarray, photo: np.ndarray, alpha: np.ndarray, x: int, y: int) -> None:
@@ -344,6 +358,7 @@ class MixConfig:
     offscreen: float = 0.15  # share of sounds whose object is not in view
     people: float = 1.5  # how many times as often a person is drawn as its photographs alone would have it
     passers_by: float = 0.3  # share of views in which the people of the panorama are told; in others they are nothing
+    heads: bool = True  # whether the heads of players and others in photographs of other things are told as people
 
 
 class SceneMixer:
@@ -428,28 +443,40 @@ class SceneMixer:
         count = 0 if draw < config.no_object else 1 if full else rng.integers(1, PASTED + 1)
         owner, strongest = np.full((SIZE, SIZE), BACKGROUND), np.zeros((SIZE, SIZE), np.float32)
         concepts, hidden = np.full(PASTED + 1, IGNORE), np.zeros((SIZE, SIZE), np.float32)
+        picture, with_heads = np.dstack([view, people]), False  # what is pasted hides people, or brings some
         if not full and rng.random() < config.decoy:  # a seam alone must not mean an object
             decoy = self._plain_photo(rng)
-            self._place(rng, view, hidden, decoy, False)
+            self._place(rng, picture, hidden, np.dstack([decoy, np.zeros_like(decoy[..., 0])]), False)
         for index in range(count):
             name, photo = self._object(rng, names)
             coverage = np.zeros((SIZE, SIZE), np.float32)
-            self._place(rng, view, coverage, photo, full)
+            self._place(rng, picture, coverage, photo, full)
             owner[coverage > 0.5], concepts[index] = index, self.collection.class_of[name]
             strongest = np.maximum(strongest * (coverage < 0.5), coverage)
-        people = np.where(np.maximum(hidden, strongest) < 0.5, people, 0)
+            with_heads |= bool((photo[..., 3] >= SURE).any())
+        view, people = picture[..., :3], picture[..., 3]
         # Told always, they would be a third of all objects, and the model would see people everywhere.
-        if people.any() and PERSON in self.collection.class_of and rng.random() < config.passers_by:
+        if people.any() and PERSON in self.collection.class_of and (with_heads or rng.random() < config.passers_by):
             owner[people >= SURE], concepts[PASTED] = PASTED, self.collection.class_of[PERSON]
         cells = self._patch_owner(owner, PASTED + 1)
+        cells[_patch_mean((people > 0) & (people < SURE)) > 0.5] = IGNORE  # bodies: neither what is held nor nothing
         unsure = (_patch_mean(strongest) > 0.15) | (_patch_mean(people > 0) > 0.15)  # a fading rim; perhaps somebody
         cells[unsure & (cells == BACKGROUND)] = IGNORE
-        return view, cells, concepts
+        return np.ascontiguousarray(view), cells, concepts
 
     def _object(self, rng, names: list[str]) -> tuple[str, np.ndarray]:
+        """A concept and a photograph of it, with the heads of people who are not what it shows as fourth channel.
+
+        Else the bodies of players and workers would be taken for their instruments and tools, and people for them.
+        """
         name = names[rng.integers(len(names))]
         choices = self.collection.photos[name]
-        return name, jitter(rng, self.collection.photo(choices[rng.integers(len(choices))]))
+        item = choices[rng.integers(len(choices))]
+        photo = self.collection.photo(item)
+        heads = np.zeros(photo.shape[:2], np.uint8)
+        if self.config.heads and name not in PEOPLE:
+            heads = self.collection.heads(item, *photo.shape[:2])
+        return name, jitter(rng, np.dstack([photo, heads]))
 
     def _mosaic(self, rng, view: np.ndarray, names: list[str]):
         """Tiles one view with up to three objects; a fourth tile shows something that does not sound."""
@@ -459,7 +486,7 @@ class SceneMixer:
             name, photo = self._object(rng, names)
             height, width = bottom - top, right - left
             coverage = np.zeros((SIZE, SIZE), np.float32)
-            paste(view, coverage, covering(photo, height, width), seam(rng, height, width), left, top)
+            paste(view, coverage, covering(photo[..., :3], height, width), seam(rng, height, width), left, top)
             owner[coverage > 0.5], concepts[index] = index, self.collection.class_of[name]
         return view, self._patch_owner(owner, PASTED), concepts
 

@@ -1,5 +1,7 @@
 """Mixed scenes carry their truth exactly, and splits keep items apart."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from avssl_ros import features  # noqa: E402
 from avssl_ros.geometry import angle_between, pixel_to_direction  # noqa: E402
 from training.data import read_concepts, read_items, read_more_items  # noqa: E402
 from training.losses import BACKGROUND, IGNORE  # noqa: E402
-from training.mixing import Collection, MixConfig, SceneMixer, at_level, excerpt, paste_on_sphere  # noqa: E402
+from training.mixing import PASTED, Collection, MixConfig, SceneMixer, at_level, excerpt, paste_on_sphere  # noqa: E402
 from training.scenes import NEGATIVES, SEPARATION, SceneGenerator  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -112,3 +114,23 @@ def test_further_recordings_are_training_items_and_wrong_tables_are_named(tmp_pa
     (tmp_path / "index.csv").write_text("file,concept\nwoof.ogg,hound\n")
     with pytest.raises(ValueError, match="hound"):
         read_more_items(tmp_path)
+
+
+@pytest.mark.shared
+def test_heads_of_players_are_people_and_their_bodies_are_not_the_instrument(validation):
+    people = validation.people
+    shown = [item for item in validation.photos["violin"] if any(p.score > 0.6 for p in people.get(item.file, []))]
+    one = copy.copy(validation)
+    one.photos = {**{name: [] for name in validation.class_of}, "violin": shown, "background": []}
+    config = MixConfig(sounds=1, mosaic=0, no_object=0, full_view=1.0, decoy=0, passers_by=0)
+
+    def owners(told: bool) -> np.ndarray:
+        mixer = SceneMixer(one, replace(config, heads=told), 0)
+        return np.concatenate([mixer[index]["view_owner"] for index in range(6)])
+
+    assert (owners(False) == 0).all()  # the whole picture is the violin
+    told = owners(True)
+    heads = told == PASTED
+    assert heads.any(axis=(1, 2)).mean() > 0.5  # of some the head is cut off, or too small for a patch
+    assert heads[:, : heads.shape[1] // 2].sum() > heads[:, heads.shape[1] // 2 :].sum()
+    assert (told == IGNORE).any() and (told == 0).any()
