@@ -91,7 +91,8 @@ def test_who_is_behind_a_pasted_picture_is_not_there(place, monkeypatch):
     monkeypatch.setattr(mixing.SceneMixer, "_plain_photo", lambda self, rng: np.full((64, 64, 3), 90, np.uint8))
 
     def hide(self, rng, view, coverage, photo, full):
-        coverage[:] = 1.0
+        photo, alpha = cv2.resize(photo, (mixing.SIZE, mixing.SIZE)), np.ones((mixing.SIZE, mixing.SIZE), np.float32)
+        mixing.paste(view, coverage, photo, alpha, 0, 0)
 
     monkeypatch.setattr(mixing.SceneMixer, "_place", hide)
     scene = SceneMixer(place, MixConfig(no_object=1.0, full_view=0.0, mosaic=0.0, decoy=1.0, sounds=1), 0)[0]
