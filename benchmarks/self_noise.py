@@ -225,16 +225,19 @@ def main(config: NoiseConfig) -> dict:
             by_itself = play(localizer, image, alone, profile, config.step) if number == 0 else {}
             voice = speech(generator, voices, rng) * np.sqrt(np.square(alone).mean()) * 10 ** (config.snr_db / 20)
             with_voice, clean = above(localizer, image, voice, alone, profile, config.step)
-            for row, counts in ((name, tally[name][group]) for name in ROWS for group in groups):
-                counts["minutes"] += config.seconds / 60 * (number == 0)
-                counts["false"] += len({source.id for moment in by_itself.get(row, []) for source in moment.sources})
-                heard_clean = found(clean, objects[0], config.step)
+            heard_clean = found(clean, objects[0], config.step)
+            for row in ROWS:
                 is_found = found(with_voice[row], objects[0], config.step)
-                counts["scenes"] += 1
-                counts["found"] += is_found
-                counts["told"] += found(with_voice[row], objects[0], config.step, label)
-                counts["clean"] += heard_clean
-                counts["still"] += is_found and heard_clean
+                is_told = found(with_voice[row], objects[0], config.step, label)
+                false = len({source.id for moment in by_itself.get(row, []) for source in moment.sources})
+                for counts in (tally[row][group] for group in groups):
+                    counts["minutes"] += config.seconds / 60 * (number == 0)
+                    counts["false"] += false
+                    counts["scenes"] += 1
+                    counts["found"] += is_found
+                    counts["told"] += is_told
+                    counts["clean"] += heard_clean
+                    counts["still"] += is_found and heard_clean
     generator.collection.close()
     report = {name: {kind: dict(counts) for kind, counts in kinds.items()} for name, kinds in tally.items()}
     print_report(report)

@@ -149,7 +149,7 @@ def calibrate(config: CalibrateConfig) -> dict:
     localizer = Localizer(config.models)
     generator = open_scenes(config.data, config.split, config.seed, config.clips, config.visible, config.least_photos,
                             config.least_sounds)
-    groups, names, begun = [], [], []
+    groups, names, of_streams = [], [], []
     for index in trange(config.scenes * 3 // 2, unit="scene", mininterval=5.0):
         if index < config.scenes:
             scene = generator.scene(index, sounding=1 + index % 3 // 2)
@@ -160,16 +160,16 @@ def calibrate(config: CalibrateConfig) -> dict:
         names += new_names
     if generator.has_timelines:
         for index in trange(config.timelines, unit="timeline", mininterval=5.0):
-            begun += moments(localizer, generator.timeline(index, BACKGROUND_DB))
+            of_streams += moments(localizer, generator.timeline(index, BACKGROUND_DB))
     generator.collection.close()
     if not groups:
         raise ValueError(f"in none of {len(names)} sounds was anything found to calibrate on: the model says nothing "
                          "yet; train it longer, or try more scenes")
-    if not begun:
+    if not of_streams:
         print("no timelines (they need four concepts that sound): streams get the confidence of whole windows")
     path = config.models / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["decision"] |= {"source": fit(groups), "stream": fit(begun or groups), "unseen": fit(names),
+    manifest["decision"] |= {"source": fit(groups), "stream": fit(of_streams or groups), "unseen": fit(names),
                              "publish": config.source_publish, "publish_unseen": config.unseen_publish}
     path.write_text(json.dumps(manifest, indent=1) + "\n")
     findable, named = (np.mean([right.any() for _, right in parts]) for parts in (groups, names))

@@ -32,7 +32,7 @@ SIZE, STRIDE = 224, 16  # of a view, pixels
 SECONDS = 2.0  # of sound in a scene
 PASTED = 3  # objects in a view at most
 PERSON = "person"  # the concept of people found in a panorama
-PEOPLE = frozenset(("person", "child", "crowd"))  # concepts whose photographs show people and nothing else
+SHOW_PEOPLE = frozenset(("person", "child", "crowd"))  # concepts whose photographs show people and nothing else
 FAINT, FILLED = 64, 0.8  # of 255: how bodies are marked; the share of a photograph from which on people fill it
 SURE = 128  # of 255: score from which on somebody found there is taken for a person
 ATTEMPTS = 16  # scenes in a row that damaged clips may spoil
@@ -474,7 +474,7 @@ class SceneMixer:
         item = choices[rng.integers(len(choices))]
         photo = self.collection.photo(item)
         heads = np.zeros(photo.shape[:2], np.uint8)
-        if self.config.heads and name not in PEOPLE:
+        if self.config.heads and name not in SHOW_PEOPLE:
             heads = self.collection.heads(item, *photo.shape[:2])
         return name, jitter(rng, np.dstack([photo, heads]))
 
