@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from avssl_ros.geometry import ViewLayout, cut_views  # noqa: E402
 from training import mixing, teachers  # noqa: E402
-from training.crop_people import CropConfig  # noqa: E402
+from training.crop_people import CropConfig, show_held_out  # noqa: E402
 from training.crop_people import main as crop_people  # noqa: E402
 from training.data import (  # noqa: E402
     Item,
@@ -167,14 +167,27 @@ def test_people_are_cut_out_of_labelled_pictures(tmp_path):
     cv2.imwrite(str(tmp_path / "images/train/a.jpg"), picture)
     label = tmp_path / "labels/train/a.txt"
     label.write_text(f"0 {250 / 600} 0.5 {100 / 600} 0.5\n16 0.5 0.5 0.5 0.5\n0 0.1 0.1 0.02 0.02\n")
-    config = CropConfig(tmp_path / "images", tmp_path / "labels", tmp_path / "out", source="somewhere")
+    config = CropConfig(tmp_path / "images", tmp_path / "labels", tmp_path / "out", held_out="of no set", source="here")
     assert crop_people(config) == 1  # neither the dog nor who is too small
     (item,) = read_more_items(tmp_path / "out")
     crop = cv2.imread(item.file)
-    assert (item.kind, item.concept, item.source) == ("photo", "person", "somewhere")
+    assert (item.kind, item.concept, item.source) == ("photo", "person", "here")
     assert crop.shape[:2] == (248, 124) and 0.55 < (crop > 128).mean() < 0.75
     label.write_text("0 0.1 0.1 0.2 0.2 0.3 0.3\n")
     with pytest.raises(ValueError, match="wanted class, x, y, width, height"):
         crop_people(config)
     with pytest.raises(FileNotFoundError, match="label of its name"):
         crop_people(CropConfig(tmp_path / "images", tmp_path / "out", tmp_path / "out"))
+
+
+def test_pictures_that_a_held_out_photograph_was_cut_out_of_are_found(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [cv2.resize(rng.integers(0, 255, (60, 80, 3), np.uint8), (640, 480)) for _ in range(2)]
+    paths = [tmp_path / "first.jpg", tmp_path / "second.jpg"]
+    for path, picture in zip(paths, pictures):
+        cv2.imwrite(str(path), picture)
+    held_out, plain = tmp_path / "held_out.jpg", tmp_path / "plain.jpg"
+    cv2.imwrite(str(held_out), cv2.resize(pictures[1][100:400, 200:500], (200, 200), interpolation=cv2.INTER_AREA))
+    cv2.imwrite(str(plain), np.full((200, 200, 3), 90, np.uint8))
+    assert show_held_out(paths, [plain, held_out]) == {paths[1]}
+    assert show_held_out([*paths, plain], [plain]) == set()
