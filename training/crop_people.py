@@ -87,7 +87,8 @@ class Sift:
             return False
         there = whole[0][[pair.trainIdx for pair in pairs]]
         _, agree = cv2.estimateAffinePartial2D(crop[0][[pair.queryIdx for pair in pairs]], there)
-        return agree is not None and int(agree.sum()) >= AGREEING
+        # Places, not matches: everything agrees on a transform that shrinks the whole crop to one point.
+        return agree is not None and len(np.unique(np.round(there[agree.ravel() > 0]), axis=0)) >= AGREEING
 
 
 def show_held_out(pictures: list[Path], held_out: list[Path]) -> set[Path]:

@@ -191,3 +191,8 @@ def test_pictures_that_a_held_out_photograph_was_cut_out_of_are_found(tmp_path):
     cv2.imwrite(str(plain), np.full((200, 200, 3), 90, np.uint8))
     assert show_held_out(paths, [plain, held_out]) == {paths[1]}
     assert show_held_out([*paths, plain], [plain]) == set()
+    patch = cv2.resize(rng.integers(0, 255, (6, 6, 3), np.uint8), (48, 48), interpolation=cv2.INTER_CUBIC)
+    pictures[0][200:248, 300:348] = patch  # what is there once, and again and again in a photograph, is not the same
+    cv2.imwrite(str(paths[0]), pictures[0])
+    cv2.imwrite(str(plain), np.tile(patch, (6, 6, 1)))
+    assert show_held_out(paths, [plain]) == set()
