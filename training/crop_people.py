@@ -34,7 +34,7 @@ COLUMNS = ("kind", "file", "concept", "group", "source_repo", "licence")
 LEAST_WIDTH, LEAST_HEIGHT = 30, 80  # pixels of a box
 MARGIN = 0.12  # of the box's size, on each side
 SHORTER_SIDE = 200  # pixels: as small as the other photographs
-FEATURES, RATIO, AGREEING = 600, 0.7, 8  # SIFT features of a picture; Lowe's ratio; matches that tell the same picture
+FEATURES, RATIO, AGREEING = 600, 0.7, 8  # SIFT features of a picture; Lowe's ratio; places that tell the same picture
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Sift:
         return np.float32([keypoint.pt for keypoint in keypoints]), descriptors
 
     def is_within(self, crop: tuple, whole: tuple) -> bool:
-        """Of `features` of both."""
+        """Whether `crop` was cut out of `whole`, at any scale and turn; both as of `features`."""
         if crop[1] is None or whole[1] is None or len(whole[1]) < 2:
             return False
         pairs = [first for first, second in self._matcher.knnMatch(crop[1], whole[1], k=2)
