@@ -38,7 +38,6 @@ import numpy as np
 import peft
 import torch
 from safetensors.torch import save_file
-from scipy.optimize import linear_sum_assignment
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -48,11 +47,11 @@ from avssl_ros.geometry import ViewLayout, angle_between, cut_views, pixel_to_di
 from avssl_ros.paths import shipped_models
 from training.clip_collection import ClipsConfig, open_collection
 from training.data import BACKGROUND, read_concepts
-from training.evaluate import WITHIN
+from training.evaluate import WITHIN, angles, matched
 from training.export import write_encoder
 from training.mixing import MixConfig, SceneMixer
 from training.networks import freeze_norms, load_exported, prototypes
-from training.place import Inventory, Look, Thing, is_apart, looks_of, nearest_look, take_inventory
+from training.place import Inventory, Look, Thing, is_apart, nearest_look, take_inventory
 from training.quantize import add_integers
 from training.recordings import Moment, PlaceRecording, read_recording
 from training.train import Encoders, Scenes, TrainConfig, loss_terms, make_fabric, read_configuration, total_loss
@@ -263,10 +262,12 @@ class Trial:
     truth: tuple[Look, ...]
 
 
-def held_back_trials(localizer: Localizer, recording: PlaceRecording, moments: list[Moment], things: tuple[Thing, ...],
-                     seed: int) -> list[Trial]:
-    """Moments in which one of the things is heard and seen, and as many mixtures of two of them in one picture."""
-    looks = {number: looks_of(localizer, recording.picture(number), number) for number in {m.picture for m in moments}}
+def held_back_trials(localizer: Localizer, looks: dict[int, list[Look]], moments: list[Moment],
+                     things: tuple[Thing, ...], seed: int) -> list[Trial]:  # fmt: skip
+    """Moments in which one of the things is heard and seen, and as many mixtures of two of them in one picture.
+
+    `looks` are those of each picture, by its number.
+    """
     singles = []
     for moment in moments:
         clusters = localizer.hear(moment.sound)
@@ -298,9 +299,7 @@ def score(localizer: Localizer, recording: PlaceRecording, trials: list[Trial]) 
         if trial.picture != number:
             image, number = recording.picture(trial.picture), trial.picture
         found = localizer.localize(image, trial.sound, features.SAMPLE_RATE).sources
-        errors = np.array([[angle_between(s.azimuth, s.elevation, t.azimuth, t.elevation) for t in trial.truth]
-                           for s in found]).reshape(len(found), len(trial.truth))
-        hits += int((errors[linear_sum_assignment(errors)] <= WITHIN).sum())
+        hits += matched(angles(found, trial.truth))
         predicted, truth = predicted + len(found), truth + len(trial.truth)
     return 2 * hits / max(predicted + truth, 1)
 
@@ -344,9 +343,10 @@ def adapt(config: AdaptConfig, report: Callable[[int, float], None] | None = Non
     for trouble in recording.unreadable:
         print(f"left out: {trouble}", file=sys.stderr)
     learned, judged = recording.between(0, 1 - config.held_back), recording.between(1 - config.held_back, np.inf)
-    check_recording(recording, take_inventory(localizer, recording, recording.moments, config.seed))
-    inventory = take_inventory(localizer, recording, learned, config.seed)
-    trials = held_back_trials(localizer, recording, judged, inventory.things, config.seed)
+    looked: dict[int, list[Look]] = {}
+    check_recording(recording, take_inventory(localizer, recording, recording.moments, config.seed, looked))
+    inventory = take_inventory(localizer, recording, learned, config.seed, looked)
+    trials = held_back_trials(localizer, looked, judged, inventory.things, config.seed)
     if len(trials) < LEAST_TRIALS:
         raise Refused(f"the held back part of {len(judged)} s has {len(trials)} moments in which a thing is seen and "
                       f"heard, wanted are {LEAST_TRIALS}: record longer")

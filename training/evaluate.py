@@ -163,21 +163,30 @@ class Ours:
 def judge(scene: Scene, answers: Sequence[Answer], label_of: dict[str, str]) -> dict:
     """Scores of one scene with sounding objects; the strongest answer comes first."""
     truth = scene.sounding
-    error = np.array([[_angle(answer, placed) for placed in truth] for answer in answers])
+    error = angles(answers, truth)
     result = {"hits": 0, "predicted": len(answers), "truth": len(truth), "right": False, "error": np.pi,
               "ciou": consensus_iou([answer.mask for answer in answers], [placed.mask for placed in truth])}
     if not len(answers):
         return result
-    rows, columns = linear_sum_assignment(error)
     nearest = min(scene.objects, key=lambda placed: _angle(answers[0], placed))
-    result |= {"hits": int((error[rows, columns] <= WITHIN).sum()), "right": nearest.sounds,
-               "error": float(error[0].min())}
+    result |= {"hits": matched(error), "right": nearest.sounds, "error": float(error[0].min())}
     if answers[0].label is not None and nearest.sounds and nearest.concept in label_of:
         result["label"] = answers[0].label == label_of[nearest.concept]
     return result
 
 
-def _angle(answer: Answer, placed) -> float:
+def angles(answers: Sequence, truth: Sequence) -> np.ndarray:
+    """(N, M) radians between whatever has azimuth and elevation."""
+    apart = [[_angle(answer, placed) for placed in truth] for answer in answers]
+    return np.array(apart).reshape(len(answers), len(truth))
+
+
+def matched(apart: np.ndarray) -> int:
+    """How many answers are at a true direction of their own (Hungarian), within WITHIN; `apart` as of `angles`."""
+    return int((apart[linear_sum_assignment(apart)] <= WITHIN).sum())
+
+
+def _angle(answer, placed) -> float:
     return float(angle_between(answer.azimuth, answer.elevation, placed.azimuth, placed.elevation))
 
 

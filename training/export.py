@@ -34,6 +34,7 @@ from training.data import read_concepts
 from training.discover import discover
 from training.mixing import SECONDS, SIZE
 from training.networks import VISUAL_STRIDE, prototypes
+from training.quantize import FILE as INTEGERS_FILE
 from training.train import Encoders
 
 TOLERANCE = 1e-4
@@ -54,7 +55,7 @@ class ExportConfig:
     visual_with: Path | None = None  # the same of the visual encoder: half way from where a run started to its end
     view_size: int = VIEW_SIZE  # pixels of a view's width at run time; a larger one sees more and costs more
     kinds: int = 48  # of sound at most, of a run on clips without labels (training/discover.py)
-    output: Path = Path("models")  # model folder; its files are replaced
+    output: Path = Path("models")  # model folder; its files are replaced, and the encoder in integers is removed
 
 
 def load_average(run: Path) -> tuple[Encoders, dict, int]:
@@ -167,6 +168,7 @@ def export(config: ExportConfig) -> Path:
         config.output.mkdir(parents=True, exist_ok=True)
         for name in ("visual.onnx", "audio.onnx", "manifest.json"):
             shutil.copy(Path(folder) / name, config.output / name)
+        (config.output / INTEGERS_FILE).unlink(missing_ok=True)  # of the model that was there before
     return config.output
 
 

@@ -110,10 +110,17 @@ class _Sounds:
             self.kinds = [np.flatnonzero(kind == k) for k in np.unique(kind) if (kind == k).sum() >= LEAST_SOUNDS]
 
 
-def take_inventory(localizer: Localizer, recording: PlaceRecording, moments: list[Moment], seed: int = 0) -> Inventory:
-    """What lives in the place, from the pictures and sounds of some moments of its recording."""
-    numbers = sorted({moment.picture for moment in moments})
-    looks = [look for number in numbers for look in looks_of(localizer, recording.picture(number), number)]
+def take_inventory(localizer: Localizer, recording: PlaceRecording, moments: list[Moment], seed: int = 0,
+                   looked: dict[int, list[Look]] | None = None) -> Inventory:  # fmt: skip
+    """What lives in the place, from the pictures and sounds of some moments of its recording.
+
+    `looked` holds the looks of pictures by their numbers; missing ones are added, so that no picture is seen twice.
+    """
+    looked, numbers = {} if looked is None else looked, sorted({moment.picture for moment in moments})
+    for number in numbers:
+        if number not in looked:
+            looked[number] = looks_of(localizer, recording.picture(number), number)
+    looks = [look for number in numbers for look in looked[number]]
     sounds, kinds = _Sounds(localizer, moments), _kinds_of_look(looks, len(numbers))
     if not kinds or not sounds.kinds:
         return Inventory((), tuple(looks), sounds.quiet, len(sounds.window), 0.0, 1.0)

@@ -455,11 +455,11 @@ def train(config: TrainConfig, report: Callable[[int, dict[str, float]], None] |
                     draw_scenes(average.module, validation, frame, fabric, fabric.logger, step)
             fabric.barrier()
             line |= metrics
+        if step % config.log_every == 0 or validated:
+            _log(fabric, config.run / "log.jsonl", line)  # before the checkpoint: what is after it is cut back
         if step % config.checkpoint_every == 0 or step == config.steps:
             _save(fabric, config.run / "checkpoint.pt",
                   {"model": model, "average": average, "optimizer": optimizer, "step": step})  # fmt: skip
-        if step % config.log_every == 0 or validated:
-            _log(fabric, config.run / "log.jsonl", line)
         if validated and report is not None and fabric.is_global_zero:
             report(step, metrics)
     if not metrics and fabric.is_global_zero:  # the run had already ended

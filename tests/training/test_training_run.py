@@ -100,8 +100,12 @@ def test_a_run_leaves_its_provenance_and_pictures(run):
 
 
 def test_the_export_is_what_torch_computes_and_the_runtime_loads_it(run, tmp_path):
+    left_over = tmp_path / "models/visual_int8.onnx"
+    left_over.parent.mkdir()
+    left_over.write_bytes(b"of the model that was there before")
     export.export(export.ExportConfig(run=run[0].run, output=tmp_path / "models"))
     assert Localizer(tmp_path / "models").manifest["training"]["step"] == 4
+    assert not left_over.exists()
 
 
 def test_an_audio_encoder_alone_joins_the_visual_one_of_a_model_folder(run, tmp_path):
