@@ -3,6 +3,7 @@
     python training/export.py --run runs/first --output models
     python training/export.py --run runs/audio --visual-from models                 # another audio encoder alone,
     python training/export.py --run runs/audio --visual-from models --audio-with models          # or the mean of both
+    python training/export.py --run runs/sight --audio-from models                  # another visual encoder alone
 
 Checks ONNX Runtime against torch on random and real-sized inputs (largest difference 1e-4) and refuses to write
 otherwise. What a processor computes faster is added by `training/quantize.py`, which is run on the new folder
@@ -51,6 +52,7 @@ class ExportConfig:
     run: Path = Path("runs/first")  # folder with checkpoint.pt and config.json
     audio_run: Path | None = None  # another run: the audio encoder is the mean of both
     visual_from: Path | None = None  # model folder whose visual encoder is kept: `run` trained the audio encoder alone
+    audio_from: Path | None = None  # the same the other way round: `run` trained the visual one anew
     audio_with: Path | None = None  # model folder: the audio encoder is the mean with the one there
     visual_with: Path | None = None  # the same of the visual encoder: half way from where a run started to its end
     view_size: int = VIEW_SIZE  # pixels of a view's width at run time; a larger one sees more and costs more
@@ -151,15 +153,20 @@ def export(config: ExportConfig) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         hashes, trained = {}, {**run, "step": step}
         if config.visual_from is not None:
-            hashes["visual"], trained = _keep_visual(config.visual_from, Path(folder), trained)
+            hashes["visual"] = _keep("visual", config.visual_from, Path(folder), run["dimensions"])
+            trained = {**_described(config.visual_from, "visual")["training"], "audio_run": trained}
             del parts["visual"]
+        if config.audio_from is not None:
+            hashes["audio"] = _keep("audio", config.audio_from, Path(folder), run["dimensions"])
+            trained = {**trained, "audio_from": _described(config.audio_from, "audio")}
+            del parts["audio"]
         for name, module in parts.items():
             path = Path(folder) / f"{name}.onnx"
             difference = write_encoder(name, module, path)
             other = config.audio_with if name == "audio" else config.visual_with
             if other is not None:
                 average_models(path, other / f"{name}.onnx")
-                trained = {**trained, f"{name}_with": _described(read_manifest(other), name)}
+                trained = {**trained, f"{name}_with": _described(other, name)}
             hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
             print(f"{name}: {path.stat().st_size / 1e6:.1f} MB, largest difference from torch {difference:.1e}")
         manifest = _manifest(model, trained, hashes, labels, frame, config.view_size)
@@ -183,18 +190,19 @@ def named_prototypes(model: Encoders, config: ExportConfig, dimensions: int) -> 
     return discover(model.audio, ClipsConfig(**clips), config.kinds)
 
 
-def _keep_visual(models: Path, folder: Path, trained: dict) -> tuple[str, dict]:
-    """Copies the visual encoder of a model folder; returns its hash and the joint description of both trainings."""
+def _keep(name: str, models: Path, folder: Path, dimensions: int) -> str:
+    """Copies encoder "visual" or "audio" of a model folder and returns its hash."""
     kept = read_manifest(models)
-    if kept["dimensions"] != trained["dimensions"]:
-        raise ValueError(f"{models} has {kept['dimensions']} dimensions and the run {trained['dimensions']}: encoders "
-                         "of one model need the same space")
-    shutil.copy(models / kept["visual"]["file"], folder / "visual.onnx")
-    return kept["visual"]["sha256"], {**_described(kept, "visual")["training"], "audio_run": trained}
+    if kept["dimensions"] != dimensions:
+        raise ValueError(f"{models} has {kept['dimensions']} dimensions and the run {dimensions}: encoders of one "
+                         "model need the same space")
+    shutil.copy(models / kept[name]["file"], folder / f"{name}.onnx")
+    return kept[name]["sha256"]
 
 
-def _described(manifest: dict, name: str) -> dict:
+def _described(models: Path, name: str) -> dict:
     """The hash of one encoder of a model folder, and the training it came of."""
+    manifest = read_manifest(models)
     training = {key: value for key, value in manifest["training"].items() if key != "audio_run" or name == "audio"}
     return {"sha256": manifest[name]["sha256"], "training": training}
 

@@ -120,6 +120,10 @@ def test_an_audio_encoder_alone_joins_the_visual_one_of_a_model_folder(run, tmp_
     first, second, middle = (Localizer(folder).encoders.audio(sound) for folder in (whole, joined, mean))
     assert np.abs(first - second).max() > 1e-4  # one step of training apart: the mean of the weights lies between
     np.testing.assert_allclose(middle, (first + second) / 2, atol=0.3 * np.abs(first - second).max())
+    swapped = export.export(export.ExportConfig(other.run, audio_from=whole, output=tmp_path / "swapped"))
+    assert (swapped / "audio.onnx").read_bytes() == (whole / "audio.onnx").read_bytes()
+    described = Localizer(swapped).manifest
+    assert described["training"]["audio_from"]["sha256"] == described["audio"]["sha256"]
     training = Localizer(joined).manifest["training"]
     assert training["step"] == 4 and training["mix"]["views"] == 2 and training["audio_run"]["mix"]["views"] == 0
 
