@@ -138,6 +138,9 @@ def write_encoder(name: str, module: torch.nn.Module, path: Path) -> float:
 
 def export(config: ExportConfig) -> Path:
     """Writes visual.onnx, audio.onnx and manifest.json, or raises ValueError and writes nothing."""
+    if (config.visual_from and config.visual_with) or (config.audio_from and (config.audio_with or config.audio_run)):
+        raise ValueError("an encoder is either kept (--visual-from, --audio-from) or a mean (--visual-with, "
+                         "--audio-with, --audio-run): give one of the two for each")
     model, run, step = load_average(config.run)
     if config.audio_run is not None:
         other, audio_run, audio_step = load_average(config.audio_run)

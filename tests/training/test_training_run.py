@@ -122,6 +122,9 @@ def test_an_audio_encoder_alone_joins_the_visual_one_of_a_model_folder(run, tmp_
     np.testing.assert_allclose(middle, (first + second) / 2, atol=0.3 * np.abs(first - second).max())
     swapped = export.export(export.ExportConfig(other.run, audio_from=whole, output=tmp_path / "swapped"))
     assert (swapped / "audio.onnx").read_bytes() == (whole / "audio.onnx").read_bytes()
+    with pytest.raises(ValueError, match="either kept"):
+        export.export(export.ExportConfig(other.run, audio_from=whole, audio_with=joined, output=tmp_path / "both"))
+    assert not (tmp_path / "both").exists()
     described = Localizer(swapped).manifest
     assert described["training"]["audio_from"]["sha256"] == described["audio"]["sha256"]
     training = Localizer(joined).manifest["training"]
