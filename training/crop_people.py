@@ -26,8 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from avssl_ros.video_input import read_image
-from training.data import read_items
-from training.mixing import PERSON
+from training.data import PERSON, read_items
 from training.teachers import COCO_PERSON
 
 COLUMNS = ("kind", "file", "concept", "group", "source_repo", "licence")

@@ -24,6 +24,7 @@ PEOPLE_CSV = HERE / "people.csv"
 PEOPLE_COLUMNS = ("file", "left", "top", "right", "bottom", "score")
 NAMES_ELSEWHERE = ("audioset", "vggsound", "audioset_mid")  # columns: what lists of web video call the concepts
 BACKGROUND = "background"
+PERSON = "person"  # the concept of people found in a picture
 
 # The classifier that training starts from has seen photographs of ImageNet, and the renderings and single notes of one
 # instrument sound alike: none of them may test anything.
@@ -31,6 +32,15 @@ TRAIN_ONLY = ("images", "thunderInfy/imagenette", "pomatokyo/mini-imagenet", "aj
               "debian:fluid-soundfont-gm", "skratchdot/philharmonia-samples")
 # Kept out of training whole, so that a demo and a test on them show material of a kind that was never seen.
 TEST_ONLY = ("debian:tuxpaint-stamps-default", "@pmndrs/assets")
+# Of ImageNet's classes that no concept has: those that show people in what they wear, and those that sound or look like
+# something that does, of which nothing is said. All others show what does not sound.
+IMAGENET_PEOPLE = "399|400|433|439|490|501|515|560|578|601|614|617|639|652|667|691|697|715|775|793|841|887|903|906|982"
+IMAGENET_UNTOLD = (
+    "2-4|9|101|127-146|149-150|300-307|319-326|342-347|383-388|403|405|408|435|442|469-470|475-476|479|481|484-485|497|"
+    "517|521|527|531|536-537|540|542|544-545|548|550|561-562|565|567|573|575-576|586|590|595|597-598|603|605|607|612|"
+    "620|622|625-627|634|644|650-651|657|661|664|673|681|684|688|690|693-694|705|713|726|730|742|744-745|754|757|766|"
+    "782|786|794|802-803|810|812|816|819|826-827|833|835|847|854|856|859|866|870|876|880|902|908-909|913|980"
+)
 SHARES = {"photo": (0.15, 0.10), "sound": (0.20, 0.10), "panorama": (0.15, 0.10)}  # test, validation
 
 
@@ -85,17 +95,19 @@ class Person:
 
 def read_concepts(path: Path = CONCEPTS_CSV) -> list[Concept]:
     """Concepts in the order of their class ids."""
-    def indices(text: str) -> tuple[int, ...]:
-        spans = [part.split("-") for part in text.split("|") if part]
-        return tuple(index for span in spans for index in range(int(span[0]), int(span[-1]) + 1))
-
     def names(text: str) -> tuple[str, ...]:
         return tuple(part for part in text.split("|") if part)
 
     with open(path, newline="") as file:
         return [Concept(row["concept"], row["label"], names(row["photos"]), names(row["sounds"]), names(row["esc10"]),
-                        indices(row["imagenet"]), *(names(row[column]) for column in (*NAMES_ELSEWHERE, "made_by")))
+                        _indices(row["imagenet"]), *(names(row[column]) for column in (*NAMES_ELSEWHERE, "made_by")))
                 for row in csv.DictReader(file)]
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    """Of "1|4-6": 1, 4, 5, 6."""
+    spans = [part.split("-") for part in text.split("|") if part]
+    return tuple(index for span in spans for index in range(int(span[0]), int(span[-1]) + 1))
 
 
 def read_items(kind: str | None = None, split: str | None = None, path: Path = SPLITS_CSV) -> list[Item]:
@@ -166,10 +178,11 @@ def _photos(root: Path, concepts: list[Concept]) -> list[dict]:
         also = {concept_of.get(row["concept"], "") for row in rows} - {concept, ""}
         found.append({"kind": "photo", "file": f"photos/{file}", "concept": concept, "also": sorted(also),
                       "source": rows[0]["source_repo"], "licence": rows[0]["licence"]})
-    class_of = {index: concept.name for concept in concepts for index in concept.imagenet}
+    class_of = dict.fromkeys(_indices(IMAGENET_UNTOLD), "") | dict.fromkeys(_indices(IMAGENET_PEOPLE), PERSON)
+    class_of |= {index: concept.name for concept in concepts for index in concept.imagenet}
     for index, path in enumerate(sorted((root / "images").glob("n*.jpg"))):
-        found.append({"kind": "photo", "file": f"images/{path.name}", "concept": class_of.get(index, ""), "also": [],
-                      "source": "images", "licence": "ImageNet terms, research"})
+        found.append({"kind": "photo", "file": f"images/{path.name}", "concept": class_of.get(index, BACKGROUND),
+                      "also": [], "source": "images", "licence": "ImageNet terms, research"})
     return found
 
 

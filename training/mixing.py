@@ -24,14 +24,13 @@ from avssl_ros import features
 from avssl_ros.audio_input import read_audio
 from avssl_ros.geometry import ViewLayout, cut_views, direction_to_pixel, direction_to_vector, pixel_to_direction
 from training.data import BACKGROUND as BACKGROUND_CONCEPT
-from training.data import Concept, Item, head_of, people_mask, read_people
+from training.data import PERSON, Concept, Item, head_of, people_mask, read_people
 from training.losses import BACKGROUND, IGNORE
 from training.pack import DamagedClip
 
 SIZE, STRIDE = 224, 16  # of a view, pixels
 SECONDS = 2.0  # of sound in a scene
 PASTED = 3  # objects in a view at most
-PERSON = "person"  # the concept of people found in a panorama
 SHOW_PEOPLE = frozenset(("person", "child", "crowd"))  # concepts whose photographs show people and nothing else
 FAINT, FILLED = 64, 0.8  # of 255: how bodies are marked; the share of a photograph from which on people fill it
 SURE = 128  # of 255: score from which on somebody found there is taken for a person

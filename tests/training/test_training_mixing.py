@@ -31,6 +31,15 @@ def test_what_the_classifier_was_trained_on_tests_nothing():
     assert {item.split for item in read_items() if item.source == "images"} == {"train"}
 
 
+def test_imagenet_photographs_of_no_concept_are_of_people_or_of_nothing_that_sounds_or_left_out():
+    photos = [item for item in read_items("photo") if item.source == "images"]
+    shown = {Path(item.file).stem.partition("_")[2]: item.concept for item in photos}
+    assert {shown[name] for name in ("box_turtle", "teapot", "crash_helmet", "pizza")} == {"background"}
+    assert {shown[name] for name in ("abaya", "military_uniform", "groom")} == {"person"}
+    assert {shown[name] for name in ("drumstick", "electric_fan", "tractor", "ostrich")} == {""}
+    assert shown["violin"] == "violin" and shown["canoe"] == "boat"
+
+
 def test_concepts_have_unique_names_and_labels():
     concepts = read_concepts()
     assert len({c.name for c in concepts}) == len({c.label for c in concepts}) == len(concepts)
