@@ -15,10 +15,9 @@ import numpy as np
 
 from avssl_ros import features
 from training.clip_collection import ClipsConfig, open_collection
-from training.data import BACKGROUND, Item, read_concepts
+from training.data import BACKGROUND, PERSON, Item, read_concepts
 from training.mixing import (
     ATTEMPTS,
-    PERSON,
     SECONDS,
     Collection,
     at_level,
