@@ -36,7 +36,7 @@ class TrackingConfig:
         max_step_deg: largest jump of one identity between two frames.
     """
 
-    onset_confidence: float = 0.55
+    onset_confidence: float = 0.5
     offset_confidence: float = 0.25
     min_on_seconds: float = 0.2
     min_off_seconds: float = 0.4
