@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 
 from avssl_ros import features
+from avssl_ros.clustering import NEUTRAL_DECISION
 from avssl_ros.json_input import is_number, parse_object
 from avssl_ros.paths import shipped_models
 
@@ -110,9 +111,10 @@ def _check_decision(manifest: dict, path: Path) -> None:
     for name in ("level_floor_db", "audio_gate", "same_cosine", "smallest_share", "publish", "publish_unseen"):
         _within(path, f"decision {name}", decision[name], -200, 200, whole=False)
     for name in ("source", "stream", "unseen"):
-        numbers = [decision[name]["bias"], *decision[name]["weights"]]
-        if not 1 < len(numbers) <= 100 or not all(is_number(number, -1e6, 1e6) for number in numbers):
-            raise ValueError(f"{path}: decision {name} must have a bias and up to 99 weights, all finite numbers")
+        weights, wanted = decision[name]["weights"], len(NEUTRAL_DECISION[name]["weights"])
+        if len(weights) != wanted or not all(is_number(n, -1e6, 1e6) for n in (decision[name]["bias"], *weights)):
+            raise ValueError(f"{path}: decision {name} must have a bias and {wanted} weights, all finite numbers, got "
+                             f"{len(weights)} weights; calibrate the model again (training/calibrate.py)")  # fmt: skip
     labels = set(manifest["labels"])
     named = {name for heard, seen in manifest["made_by"].items() for name in (heard, *seen)}
     if not named <= labels:
