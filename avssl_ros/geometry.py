@@ -1,4 +1,4 @@
-"""Directions, view layouts and the maps between an equirectangular image, perspective views and the sphere.
+"""Directions, view layouts and the maps between an equirectangular image, views cut from it and the sphere.
 
 Conventions (REP-103): x forward, y left, z up; azimuth is the yaw in radians, counter-clockwise, 0 at the centre column
 of the equirectangular image and +pi/2 (left) at a quarter of its width; elevation is up. Pixel centres lie at integer
@@ -73,9 +73,17 @@ def direction_to_perspective_pixel(azimuth, elevation, width: int, height: int, 
     return (width - 1) / 2 - focal * left / ahead, (height - 1) / 2 - focal * up / ahead
 
 
+VIEW_PROJECTIONS = ("perspective", "cylindrical")
+
+
 @dataclass(frozen=True)
 class ViewLayout:
-    """Perspective views cut from the sphere, as data. Defaults overlap by 10 degrees on each side.
+    """Views cut from the sphere, as data. Defaults overlap by 10 degrees on each side.
+
+    A perspective view 100 degrees wide stretches what stands at its edge to 2.4 times its width, and spends the pixels
+    there that its middle lacks. A cylindrical one shows everything near the horizon as a camera that looks straight at
+    it would, keeps upright lines straight, and is as fine at its edges as in its middle. Both are measured in
+    docs/benchmarks.md.
 
     Attributes:
         azimuths_deg: azimuth of each view's centre, degrees, counter-clockwise.
@@ -83,14 +91,18 @@ class ViewLayout:
         fov_deg: horizontal field of view, degrees, 30..150.
         vertical_fov_deg: vertical field of view, degrees, 30..150. What sounds stands near the horizon: pixels spent
             there resolve more than pixels spent on ceiling and floor.
+        projection: one of VIEW_PROJECTIONS.
     """
 
     azimuths_deg: tuple[float, ...] = (0.0, 90.0, 180.0, 270.0)
     elevation_deg: float = 0.0
     fov_deg: float = 100.0
     vertical_fov_deg: float = 86.0
+    projection: str = "perspective"
 
     def __post_init__(self):
+        if self.projection not in VIEW_PROJECTIONS:
+            raise ValueError(f"view projection must be one of {VIEW_PROJECTIONS}, got {self.projection!r}")
         azimuths = tuple(float(azimuth) for azimuth in self.azimuths_deg)
         if not 1 <= len(azimuths) <= 36 or not np.all(np.isfinite(azimuths)):
             raise ValueError(f"view azimuths must be 1..36 finite degrees, got {self.azimuths_deg!r}")
@@ -106,9 +118,9 @@ class ViewLayout:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Horizontal and vertical half width of a view's image plane, for a focal length of 1."""
-        across, up = np.tan(np.radians([self.fov_deg, self.vertical_fov_deg]) / 2)
-        return float(across), float(up)
+        """Half width and half height of a view's image surface, plane or unrolled, for a focal length of 1."""
+        across, up = np.radians([self.fov_deg, self.vertical_fov_deg]) / 2
+        return float(across if self.projection == "cylindrical" else np.tan(across)), float(np.tan(up))
 
     def view_shape(self, size: int, multiple: int = 32) -> tuple[int, int]:
         """(height, width) in pixels of a view `size` wide: square pixels, but for rounding to the `multiple`."""
@@ -120,28 +132,35 @@ class ViewLayout:
 def sampling_map(layout: ViewLayout, shape: tuple[int, int], width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     """cv2.remap maps that cut all views of `layout`, stacked vertically, from an image of `width` x `height`.
 
-    A view has `shape` (height, width). The coordinates are py360convert's (`utils.xyzpers`), computed once for each
-    layout and image size.
+    A view has `shape` (height, width). Those of perspective views are py360convert's (`utils.xyzpers`). Computed once
+    for each layout and image size.
 
     Returns:
         Two fixed-point maps for an output of (views * shape[0], shape[1]), for cv2.BORDER_WRAP: columns from width - 1
         to width lie between the last column and the first.
     """
-    columns, rows = [], []
-    fov = np.radians([layout.fov_deg, layout.vertical_fov_deg])
-    for azimuth_deg in layout.azimuths_deg:
-        # py360convert.e2p takes clockwise degrees and hands their negative to xyzpers, so this is REP-103's sign.
-        xyz = py360.xyzpers(*fov, np.radians(azimuth_deg), np.radians(layout.elevation_deg), shape, 0.0)
-        column, row = py360.uv2coor(*py360.xyz2uv(xyz), height, width)
-        columns.append(column[..., 0])
-        rows.append(row[..., 0])
-    map_x = np.mod(np.concatenate(columns), width).astype(np.float32)
-    map_y = np.clip(np.concatenate(rows), 0, height - 1).astype(np.float32)
+    if layout.projection == "perspective":
+        columns, rows = _perspective_samples(layout, shape, width, height)
+    else:
+        directions = vector_to_direction(_view_vectors(layout, *(np.linspace(-1, 1, size) for size in shape[::-1])))
+        columns, rows = direction_to_pixel(*directions, width, height)
+    map_x = np.mod(columns, width).reshape(-1, shape[1]).astype(np.float32)
+    map_y = np.clip(rows, 0, height - 1).reshape(-1, shape[1]).astype(np.float32)
     return cv2.convertMaps(map_x, map_y, cv2.CV_16SC2)
 
 
+def _perspective_samples(layout: ViewLayout, shape: tuple[int, int], width: int, height: int):
+    """Columns and rows (views, *shape) of the image at which perspective views are sampled."""
+    fov = np.radians([layout.fov_deg, layout.vertical_fov_deg])
+    # py360convert.e2p takes clockwise degrees and hands their negative to xyzpers, so this is REP-103's sign.
+    xyz = [py360.xyzpers(*fov, np.radians(azimuth_deg), np.radians(layout.elevation_deg), shape, 0.0)
+           for azimuth_deg in layout.azimuths_deg]  # fmt: skip
+    columns, rows = py360.uv2coor(*py360.xyz2uv(np.stack(xyz)), height, width)
+    return columns[..., 0], rows[..., 0]
+
+
 def cut_views(image: np.ndarray, layout: ViewLayout, shape: tuple[int, int]) -> np.ndarray:
-    """Perspective views (views, *shape, 3) uint8 of an equirectangular image (H, W, 3) uint8, in one pass."""
+    """Views (views, *shape, 3) uint8 of an equirectangular image (H, W, 3) uint8, in one pass."""
     height, width = image.shape[:2]
     map_1, map_2 = sampling_map(layout, shape, width, height)
     views = cv2.remap(image, map_1, map_2, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
@@ -151,20 +170,25 @@ def cut_views(image: np.ndarray, layout: ViewLayout, shape: tuple[int, int]) -> 
 @lru_cache(maxsize=16)
 def patch_directions(layout: ViewLayout, shape: tuple[int, int], stride: int) -> tuple[np.ndarray, np.ndarray]:
     """Azimuth and elevation (views, rows, columns) in radians of the patch centres of all views of `shape`."""
-    (rows, columns), (across, high) = shape, layout.limits
-    left, up = np.meshgrid(-_patch_centres(columns, stride) * across, -_patch_centres(rows, stride) * high)
-    forward = np.stack([np.ones_like(left), left, up], axis=-1)
+    return vector_to_direction(_view_vectors(layout, *(_patch_centres(size, stride) for size in shape[::-1])))
+
+
+def _view_vectors(layout: ViewLayout, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Vectors (views, len(y), len(x), 3) to places of the views: x and y from -1 to 1, rightwards and downwards."""
+    across, high = layout.limits
+    left, up = np.meshgrid(-x * across, -y * high)
+    if layout.projection == "cylindrical":
+        forward = np.stack([np.cos(left), np.sin(left), up], axis=-1)
+    else:
+        forward = np.stack([np.ones_like(left), left, up], axis=-1)
     pitch, yaws = np.radians(layout.elevation_deg), np.radians(layout.azimuths_deg)
     tilt = np.array([[np.cos(pitch), 0, -np.sin(pitch)], [0, 1, 0], [np.sin(pitch), 0, np.cos(pitch)]])
-    vectors = []
-    for yaw in yaws:
-        turn = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
-        vectors.append(forward @ (turn @ tilt).T)
-    return vector_to_direction(np.stack(vectors))
+    turns = [np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]]) for yaw in yaws]
+    return np.stack([forward @ (turn @ tilt).T for turn in turns])
 
 
 def _patch_centres(size: int, stride: int) -> np.ndarray:
-    """-1..1 along a view: xyzpers puts the first and last pixel centre on the view's edge."""
+    """-1..1 along a view, the first and last pixel centre of which lie on its edge, as xyzpers has it."""
     return 2 * (np.arange(size // stride) * stride + (stride - 1) / 2) / (size - 1) - 1
 
 
@@ -191,18 +215,16 @@ class SphereGrid:
 def sphere_grid(layout: ViewLayout, patches: tuple[int, int], width: int) -> SphereGrid:
     """The grid of `width` x `width / 2` cells for views of `patches` (rows, columns); computed once for each layout.
 
-    Views fade out towards their edges, where perspective stretches most, so that a source seen by two views is
-    blended rather than doubled.
+    Views fade out towards their edges, where things are cut off and perspective stretches most, so that a source seen
+    by two views is blended rather than doubled.
     """
     height = width // 2
     azimuth, elevation = pixel_to_direction(*np.meshgrid(np.arange(width), np.arange(height)), width, height)
-    (rows, columns), (across, high) = patches, layout.limits
+    rows, columns = patches
     index, weight = [], []
     for view, yaw in enumerate(np.radians(layout.azimuths_deg)):
-        ahead, left, up = _view_coordinates(azimuth, elevation, yaw, np.radians(layout.elevation_deg))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            x, y = -left / ahead / across, -up / ahead / high
-        inside = (ahead > 1e-6) & (np.abs(x) <= 1) & (np.abs(y) <= 1)
+        x, y = _place_in_view(layout, *_view_coordinates(azimuth, elevation, yaw, np.radians(layout.elevation_deg)))
+        inside = (np.abs(x) <= 1) & (np.abs(y) <= 1)
         x, y = np.where(inside, x, 0.0), np.where(inside, y, 0.0)
         fade = np.where(inside, np.minimum(1 - np.abs(x), 1 - np.abs(y)) + 0.02, 0.0)
         corner, bilinear = _bilinear((x + 1) / 2 * columns - 0.5, (y + 1) / 2 * rows - 0.5, rows, columns)
@@ -218,6 +240,16 @@ def sphere_grid(layout: ViewLayout, patches: tuple[int, int], width: int) -> Sph
     return SphereGrid(
         sparse.csr_array((entries[used], (cell[used], index[used])), shape=shape), (total > 0).reshape(height, width)
     )
+
+
+def _place_in_view(layout: ViewLayout, ahead, left, up) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of `_view_vectors` for directions in a view's frame; NaN or beyond -1..1 where it does not show them."""
+    across, high = layout.limits
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if layout.projection == "cylindrical":
+            return -np.arctan2(left, ahead) / across, -up / np.hypot(ahead, left) / high
+        depth = np.where(ahead > 1e-6, ahead, np.nan)
+        return -left / depth / across, -up / depth / high
 
 
 def _view_coordinates(azimuth, elevation, yaw: float, pitch: float):

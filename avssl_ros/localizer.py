@@ -30,8 +30,8 @@ PROJECTIONS = ("equirectangular", "perspective")
 PATCH_SECONDS = features.PATCH * features.HOP / features.SAMPLE_RATE
 RECENT_SECONDS = 0.5  # of the window decide what sounds now in a stream; the rest is context for the encoder
 RECENT_SHARE = 0.3  # of that a sound needs: in so few patches strays weigh more than in a whole window
-# A panorama this many times as wide as a view is as fine as those that the model was measured on: views sample it most
-# finely at their edges, and of 120 validation scenes 79 % were right at 4.4 and 74 % at 3.3.
+# A panorama this many times as wide as a view is as fine as those that the model was measured on: of 120 validation
+# scenes, seen in perspective views, 79 % were right at 4.4 and 74 % at 3.3.
 PIXELS_PER_VIEW_PIXEL = 4.4
 LARGEST_TIME_STEP = 10.0  # seconds; a later frame than that starts the tracks afresh
 
@@ -43,7 +43,7 @@ class Localizer:
         models: model folder; None for the shipped models.
         providers: ONNX Runtime provider name(s); None chooses CUDA or TensorRT where present, else the CPU.
         threads: CPU threads of the networks; None takes all there are.
-        layout: perspective views cut from an equirectangular image; None for four at 0, 90, 180 and 270 degrees.
+        layout: views cut from an equirectangular image; None for four at 0, 90, 180 and 270 degrees.
         fov_deg: horizontal field of view of images with projection="perspective", degrees, 20..160.
         view_size: pixels of a view's width, a multiple of 32 from 64 to 1024; None for the model's own. A larger one
             finds smaller things and costs more time.

@@ -16,6 +16,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -46,7 +47,8 @@ class BenchmarkConfig:
     data: Path = Path("../shared/data")  # folder with photos/, sounds/, esc10/ and panoramas/
     weights: Path = Path("../shared/weights")  # folder with the tagger of the label bridge
     models: Path | None = None  # model folder; None: the shipped one
-    view_size: int | None = None  # pixels of a view; None: the model's own
+    view_size: int | None = None  # pixels of a view's width; None: the model's own
+    view_projection: Literal["perspective", "cylindrical"] = "perspective"  # how views are flattened
     downloads: Path = Path("runs/packages")  # Debian's tuxpaint-stamps-default, where it is not installed
     scenes: int = 200  # a row; half of it a negative
     json: Path | None = None  # also write the figures here
@@ -110,7 +112,7 @@ def print_summary(tables: dict) -> None:
 def main(config: BenchmarkConfig) -> dict:
     """Prints the tables, draws the figures and writes the JSON file if wanted, and returns the figures."""
     settings = EvaluateConfig(models=config.models or shipped_models(), data=config.data, scenes=config.scenes,
-                              view_size=config.view_size, json=config.json)
+                              view_size=config.view_size, view_projection=config.view_projection, json=config.json)
     report = evaluate(settings, more=partial(references, config), sounding=(1, 2, 3),
                       tasks=partial(further_tables, config), then=partial(behaviour, config))
     print_summary(report["positive"])

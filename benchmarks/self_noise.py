@@ -27,6 +27,7 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -38,7 +39,7 @@ from tqdm import tqdm
 
 from avssl_ros import Localization, Localizer, blas, features
 from avssl_ros.audio_input import read_audio
-from avssl_ros.geometry import angle_between
+from avssl_ros.geometry import ViewLayout, angle_between
 from avssl_ros.noise import NoiseProfile
 from training.data import read_items, read_people
 from training.evaluate import WITHIN, labels_by_name, write_report
@@ -64,6 +65,8 @@ class NoiseConfig:
 
     data: Path = Path("../shared/data")  # folder with photos/, sounds/ and panoramas/
     models: Path | None = None  # model folder; None: the shipped one
+    view_size: int | None = None  # pixels of a view's width; None: the model's own
+    view_projection: Literal["perspective", "cylindrical"] = "perspective"  # how views are flattened
     seconds: float = 60.0  # of each noise alone: 30 minutes of all without people
     noises: int | None = None  # how many of them; None: all
     voices: int = 4  # above each of them, before a picture each; noise alone is played before the first
@@ -205,7 +208,8 @@ def above(localizer: Localizer, image: np.ndarray, voice: np.ndarray, alone: np.
 def main(config: NoiseConfig) -> dict:
     rng = np.random.default_rng(config.seed)
     generator = open_scenes(config.data, "test", config.seed)
-    localizer = Localizer(models=config.models, threads=1)
+    layout = ViewLayout(projection=config.view_projection)
+    localizer = Localizer(models=config.models, threads=1, layout=layout, view_size=config.view_size)
     localizer.encoders, localizer.cut = HeardOnce(localizer.encoders), StillCut(localizer.cut)
     voices = [item for item in read_items("sound", "test") if "/speech_" in item.file]
     noises = read_noises(config.data, rng)

@@ -58,28 +58,39 @@ def test_perspective_pixels_go_both_ways_and_nothing_is_behind():
 
 
 @pytest.mark.parametrize("azimuth_deg", [0.0, 90.0, 180.0, 270.0, 37.0])
-def test_views_are_those_of_py360convert(azimuth_deg):
+def test_perspective_views_are_those_of_py360convert(azimuth_deg):
     noise = np.random.default_rng(0).integers(0, 256, (160, 320, 3), dtype=np.uint8)
     image = cv2.GaussianBlur(noise, (0, 0), 2, borderType=cv2.BORDER_WRAP)
-    view = cut_views(image, ViewLayout((azimuth_deg,), 12.0, 100.0, 80.0), (64, 96))[0]
+    view = cut_views(image, ViewLayout((azimuth_deg,), 12.0, 100.0, 80.0, "perspective"), (64, 96))[0]
     reference = py360convert.e2p(image, (100.0, 80.0), -azimuth_deg, 12.0, (64, 96))
     assert np.abs(view.astype(int) - reference.astype(int)).max() <= 2
 
 
 @pytest.mark.parametrize("azimuth, elevation", DIRECTIONS)
 @pytest.mark.parametrize("tilt", [0.0, 15.0])
-def test_a_dot_comes_back_from_the_views_where_it_was(azimuth, elevation, tilt):
-    layout = ViewLayout(elevation_deg=tilt)
-    assert layout.view_shape(288) == (224, 288)
-    views = cut_views(panorama_with_dot(azimuth, elevation), layout, (224, 288))[..., 0].astype(np.float32)
-    patches = views.reshape(4, 14, 16, 18, 16).mean(axis=(2, 4))
-    directions = direction_to_vector(*patch_directions(layout, (224, 288), 16))
+@pytest.mark.parametrize("projection, height", [("perspective", 224), ("cylindrical", 320)])
+def test_a_dot_comes_back_from_the_views_where_it_was(azimuth, elevation, tilt, projection, height):
+    layout = ViewLayout(elevation_deg=tilt, projection=projection)
+    shape, rows = (height, 288), height // 16
+    assert layout.view_shape(288) == shape
+    views = cut_views(panorama_with_dot(azimuth, elevation), layout, shape)[..., 0].astype(np.float32)
+    patches = views.reshape(4, rows, 16, 18, 16).mean(axis=(2, 4))
+    directions = direction_to_vector(*patch_directions(layout, shape, 16))
     centre = vector_to_direction((directions * patches[..., None]).reshape(-1, 3).sum(axis=0))
     assert np.degrees(angle_between(*centre, azimuth, elevation)) < 4.0
-    on_sphere = sphere_grid(layout, (14, 18), 256).project(patches.reshape(1, -1))[0]
+    on_sphere = sphere_grid(layout, (rows, 18), 256).project(patches.reshape(1, -1))[0]
     cells = direction_to_vector(*pixel_to_direction(*np.meshgrid(np.arange(256), np.arange(128)), 256, 128))
     centre = vector_to_direction((cells * on_sphere[..., None]).reshape(-1, 3).sum(axis=0))
     assert np.degrees(angle_between(*centre, azimuth, elevation)) < 4.0
+
+
+def test_a_cylindrical_view_keeps_upright_lines_and_is_as_fine_at_its_edge_as_in_its_middle():
+    azimuth, elevation = patch_directions(ViewLayout((0.0,), projection="cylindrical"), (352, 320), 16)
+    assert np.allclose(azimuth, azimuth[:, :1])  # a column is one azimuth
+    assert np.allclose(np.diff(azimuth[0, 0]), azimuth[0, 0, 1] - azimuth[0, 0, 0])
+    assert np.allclose(elevation, elevation[..., :1])  # and a row one elevation
+    square = np.diff(azimuth[0, 0])[0], np.diff(elevation[0, :, 0])[10]
+    assert abs(square[0]) == pytest.approx(abs(square[1]), rel=0.04)
 
 
 def test_overlapping_views_are_blended_not_doubled():
@@ -90,7 +101,9 @@ def test_overlapping_views_are_blended_not_doubled():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"azimuths_deg": ()}, {"fov_deg": 10.0}, {"vertical_fov_deg": 170.0}, {"elevation_deg": 91.0}]
+    "arguments",
+    [{"azimuths_deg": ()}, {"fov_deg": 10.0}, {"vertical_fov_deg": 170.0}, {"elevation_deg": 91.0},
+     {"projection": "fisheye"}],  # fmt: skip
 )
 def test_impossible_layouts_are_refused(arguments):
     with pytest.raises(ValueError, match="must be"):

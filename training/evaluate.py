@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,7 +40,7 @@ from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from avssl_ros import Localizer, features, fusion
-from avssl_ros.geometry import angle_between, pixel_to_direction
+from avssl_ros.geometry import ViewLayout, angle_between, pixel_to_direction
 from training.clip_collection import ClipsConfig
 from training.data import read_concepts
 from training.scenes import MASK_SHAPE, NEGATIVES, Scene, SceneGenerator, open_scenes
@@ -300,7 +301,8 @@ class EvaluateConfig:
     data: Path | None = Path("../shared/data")  # folder with photos/, sounds/ and panoramas/; None: clips alone
     clips: ClipsConfig = field(default_factory=ClipsConfig)
     split: str = "test"
-    view_size: int | None = None  # pixels of a view; None: the model's own
+    view_size: int | None = None  # pixels of a view's width; None: the model's own
+    view_projection: Literal["perspective", "cylindrical"] = "perspective"  # how views are flattened
     scenes: int = 100  # a row; half of it a negative
     visible: int = 4  # objects in a scene
     seed: int = 2
@@ -326,7 +328,8 @@ def evaluate(config: EvaluateConfig, more: Callable[[Localizer], list] = lambda 
     """
     generator = open_scenes(config.data, config.split, config.seed, config.clips, config.visible, config.least_photos,
                             config.least_sounds)
-    localizer = Localizer(config.models, view_size=config.view_size)
+    layout = ViewLayout(projection=config.view_projection)
+    localizer = Localizer(config.models, layout=layout, view_size=config.view_size)
     methods = [Chance(), Centre(), WholeImage(), Saliency(), SightOnly(localizer), SoundOnly(localizer),
                *more(localizer), Ours(localizer)]
     label_of = labels_by_name()

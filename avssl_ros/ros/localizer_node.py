@@ -59,7 +59,7 @@ FLUSH_SECONDS = 0.3
 def views_of(values: dict) -> dict:
     """The views that the parameters ask for, as arguments of Localizer. Raises ValueError."""
     layout = ViewLayout(tuple(values["view_azimuths_deg"]), values["view_elevation_deg"], values["view_fov_deg"],
-                        values["view_vertical_fov_deg"])  # fmt: skip
+                        values["view_vertical_fov_deg"], values["view_projection"])  # fmt: skip
     views = {"layout": layout, "fov_deg": values["fov_deg"], "view_size": values["view_size"] or None}
     check_views(views["fov_deg"], views["view_size"])
     if values["views_per_frame"] > len(layout):

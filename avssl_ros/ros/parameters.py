@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.node import Node
 
+from avssl_ros.geometry import VIEW_PROJECTIONS
 from avssl_ros.tracking import TrackingConfig
 
 
@@ -145,6 +146,12 @@ LOCALIZER = (
     Parameter("view_fov_deg", 100.0, "Width of the views.", range=(30.0, 150.0)),
     Parameter("view_vertical_fov_deg", 86.0, "Height of the views.", range=(30.0, 150.0)),
     Parameter(
+        "view_projection",
+        "perspective",
+        "How a view is flattened: as an ordinary camera does, or unrolled, as fine at its edges as in its middle.",
+        choices=VIEW_PROJECTIONS,
+    ),
+    Parameter(
         "view_size",
         0,
         "Width of a view in pixels, a multiple of 32; 0 takes the model's. Smaller views cost less time and show less.",
@@ -212,8 +219,8 @@ LOCALIZER = (
     Parameter("record_rate", 5.0, "Most images kept per second.", range=(0.1, 60.0)),
 )
 VIEWS = (
-    "fov_deg", "view_azimuths_deg", "view_elevation_deg", "view_fov_deg", "view_vertical_fov_deg", "view_size",
-    "views_per_frame",
+    "fov_deg", "view_azimuths_deg", "view_elevation_deg", "view_fov_deg", "view_vertical_fov_deg",
+    "view_projection", "view_size", "views_per_frame",
 )  # fmt: skip
 TRACKING = ("onset_confidence", "offset_confidence", "min_on_seconds", "min_off_seconds", "max_step_deg")
 

@@ -364,7 +364,7 @@ def use_settings(changed: dict) -> None:
     values = {name: parameter.default for name, parameter in table.items()} | changed
     TrackingConfig(**{name: values[name] for name in parameters.TRACKING})
     layout = ViewLayout(tuple(values["view_azimuths_deg"]), values["view_elevation_deg"], values["view_fov_deg"],
-                        values["view_vertical_fov_deg"])  # fmt: skip
+                        values["view_vertical_fov_deg"], values["view_projection"])  # fmt: skip
     assert 1 <= len(layout) <= 36 and layout.view_shape(288)[0] >= 32
 
 
