@@ -117,7 +117,8 @@ def test_the_shipped_models_look_through_other_views_while_they_run(processes, p
     diagnostics = peer.collect(DiagnosticArray, "/diagnostics")
     with Feed(peer, size=(1280, 640)):
         wait_until(lambda: len(sources) > 5, START_SECONDS, "answers")
-        views = {"view_azimuths_deg": [45.0, 225.0], "view_fov_deg": 80.0, "view_size": 128, "views_per_frame": 1}
+        views = {"view_azimuths_deg": [45.0, 225.0], "view_fov_deg": 80.0, "view_size": 128, "views_per_frame": 1,
+                 "view_projection": "cylindrical"}  # fmt: skip
         changed = peer.set_parameters("real", **views, onset_confidence=0.6)
         assert changed.successful, changed.reason
         answered, said = len(sources), len(diagnostics)
