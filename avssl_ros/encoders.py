@@ -190,11 +190,11 @@ class Encoders:
         files = {part: files[name[part]] for part in PARTS}
         self._visual, self._audio = (_session(part, paths[part], files[part], options, chosen) for part in PARTS)
         self.providers = tuple(self._visual.get_providers())
-        self._workers = threads or len(os.sched_getaffinity(0))
+        self.workers: int = threads or len(os.sched_getaffinity(0))
         self._one_thread = self._pool = None
-        if self._workers > 1 and self.providers[0] == "CPUExecutionProvider":
+        if self.workers > 1 and self.providers[0] == "CPUExecutionProvider":
             self._one_thread = _session("visual", paths["visual"], files["visual"], _session_options(1), chosen)
-            self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="view")
+            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="view")
 
     def visual(self, views: np.ndarray) -> np.ndarray:
         """RGB uint8 (N, H, W, 3), H and W multiples of 32, to (N, H / stride, W / stride, D) float32."""

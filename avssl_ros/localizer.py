@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 
@@ -34,6 +35,9 @@ RECENT_SHARE = 0.3  # of that a sound needs: in so few patches strays weigh more
 # scenes, seen in perspective views, 79 % were right at 4.4 and 74 % at 3.3.
 PIXELS_PER_VIEW_PIXEL = 4.4
 LARGEST_TIME_STEP = 10.0  # seconds; a later frame than that starts the tracks afresh
+
+
+Hearing = Callable[[], list[Cluster] | None]  # gives what `Localizer.hear` does, or raises what it and `as_mono` do
 
 
 class Localizer:
@@ -124,14 +128,25 @@ class Localizer:
 
     def _localize(self, image, audio, sample_rate, projection, publish, recent: float | None,
                   see: Callable | None = None) -> Localization:
+        def hear() -> list[Cluster] | None:
+            return self.hear(features.as_mono(audio, sample_rate, centred=True), recent)
+
+        return self._look(image, hear, projection, publish, recent, see)
+
+    def _look(self, image, heard: Hearing, projection, publish, recent: float | None,
+              see: Callable | None = None) -> Localization:
         _check_projection(projection)
         image = check_image(image, projection)
-        samples = features.as_mono(audio, sample_rate, centred=True)
         views, surface = self.cut(image, projection)
-        clusters = self.hear(samples, recent)
+        clusters = heard()  # before BLAS is held to one thread: who hears in another thread does that as well
         if clusters is None:
             return Localization((), np.zeros(surface.azimuth.shape, np.float32), (), active=False)
-        visual = (see or self.encoders.visual)(views).reshape(-1, self.encoders.dimensions)
+        with blas.one_thread():
+            visual = (see or self.encoders.visual)(views).reshape(-1, self.encoders.dimensions)
+            return self._scene(clusters, visual, surface, publish, recent)
+
+    def _scene(self, clusters: list[Cluster], visual: np.ndarray, surface: fusion.Surface, publish: float,
+               recent: float | None) -> Localization:  # fmt: skip
         model = self.decision["source" if recent is None else "stream"]
         sources, heard = self._sources(clusters, visual, surface, publish, model)
         in_view = {id(sound) for sound in heard}
@@ -166,8 +181,8 @@ class Localizer:
             return None
         power = features.mel_power(np.pad(samples, (window - len(samples), 0)))
         weight, decision = audible(features.patch_power(power)), self.decision
-        if self.noise is not None:
-            weight *= self.noise.stands_out(power)
+        if (noise := self.noise) is not None:  # once: it may be replaced meanwhile
+            weight *= noise.stands_out(power)
         if recent is not None:
             decision = {**decision, "smallest_share": max(RECENT_SHARE, decision["smallest_share"])}
             weight[:, : -int(np.ceil(recent / PATCH_SECONDS))] = 0.0
@@ -231,6 +246,7 @@ class LocalizerStream:
 
     def __init__(self, localizer: Localizer, projection: str, config: TrackingConfig, see: ViewsInTurn):
         self._localizer, self._projection, self._see = localizer, projection, see
+        self._ears = ThreadPoolExecutor(1, thread_name_prefix="ears") if localizer.encoders.workers > 1 else None
         self._tracker, self._heard = Tracker(config), HeardTracker()
         self._time: float | None = None
 
@@ -248,12 +264,28 @@ class LocalizerStream:
         A time that jumps back, or more than 10 s ahead, ends all tracks and starts afresh. Raises ValueError on a bad
         image or sound; the stream goes on with the next.
         """
+        return self.look(image, self.hear(audio, sample_rate), time)
+
+    def hear(self, audio, sample_rate) -> Hearing:
+        """The first half of `process`: begins to hear the sound, for `look`, while the caller decodes the image.
+
+        With `threads=1` it is heard when `look` asks. Bad sound makes `look` raise ValueError.
+        """
+        localizer = self._localizer
+
+        def hear() -> list[Cluster] | None:
+            with blas.one_thread():
+                return localizer.hear(features.as_mono(audio, sample_rate, centred=True), RECENT_SECONDS)
+
+        return hear if self._ears is None else self._ears.submit(hear).result
+
+    def look(self, image, heard: Hearing, time: float) -> Localization:
+        """The second half of `process`: where in the image that is which `heard`, of this stream's `hear`, gives."""
         jumped = self._time is not None and not 0.0 <= time - self._time <= LARGEST_TIME_STEP
         if jumped:
             self._see.forget()
-        with blas.one_thread():
-            scene = self._localizer._localize(image, audio, sample_rate, self._projection,
-                                              self.config.offset_confidence, RECENT_SECONDS, self._see)  # fmt: skip
+        scene = self._localizer._look(image, heard, self._projection, self.config.offset_confidence, RECENT_SECONDS,
+                                      self._see)  # fmt: skip
         ended = self.silence(time) if jumped else ()  # after what may refuse the image, so that no event is lost
         self._time = time
         if not scene.active:

@@ -2,11 +2,12 @@
 
     python benchmarks/latency.py [--json FILE] [--plot FILE.png] [--repeats 100]
 
-The step is what the node does for one image: decode the JPEG message, localize and track (LocalizerStream.process),
-build the messages. Its parts are timed inside the real calls: the functions named in STAGES are wrapped while the step
-runs. Input is the demo scene, composited from a real panorama and real objects, scaled to 1920x960, in moments when
-something sounds, with its 2 s of sound. Contenders take turns in an order that rotates, so that a busy machine slows
-all alike. Beside the step:
+The step is what the node does for one image: begin to hear the sound (LocalizerStream.hear), decode the JPEG message
+beside that, localize and track (`look`), build the messages. Its parts are timed inside the real calls: the functions
+named in STAGES are wrapped while the step runs, and time in which two of them run is shared out between both. Input is
+the demo scene, composited from a real panorama and real objects, scaled to 1920x960, in moments when something sounds,
+with its 2 s of sound. Contenders take turns in an order that rotates, so that a busy machine slows all alike.
+Beside the step:
 
 - EZ-VSL (both networks and the comparison of their features) and the image network of DenseAV, by the same ONNX Runtime
   with the same options and threads, on the same four views. Their weights are random, which does for speed; their
@@ -32,7 +33,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -152,10 +153,10 @@ STAGES: dict[str, list[tuple[object, str]]] = {
 
 
 class StageTimer:
-    """Within its `with` block the functions of STAGES add their seconds to `spent`, by stage."""
+    """Within its `with` block the functions of STAGES note when they ran: `spans` of stage, begin and end."""
 
     def __init__(self):
-        self.spent: dict[str, float] = defaultdict(float)
+        self.spans: list[tuple[str, float, float]] = []
         self._patches = ExitStack()
 
     def __enter__(self) -> StageTimer:
@@ -173,7 +174,7 @@ class StageTimer:
             try:
                 return function(*arguments, **keywords)
             finally:
-                self.spent[stage] += time.perf_counter() - started
+                self.spans.append((stage, started, time.perf_counter()))
 
         return timed
 
@@ -218,8 +219,9 @@ class Step:
     def __call__(self) -> None:
         turn = next(self._turn)
         which = turn % len(self._messages)
+        heard = self._stream.hear(self._moments.sounds[which], self._moments.rate)
         image = self._ends.decode(self._messages[which], self._enough)
-        scene = self._stream.process(image, self._moments.sounds[which], self._moments.rate, turn * PERIOD)
+        scene = self._stream.look(image, heard, turn * PERIOD)
         self._ends.publish(scene)
         self.found.append(len(scene.sources))
 
@@ -267,13 +269,24 @@ def in_turns(contenders: dict[str, Callable], repeats: int, what: str, every: di
             names = [name for name in contenders if turn % every.get(name, 1) == 0]
             start = turn % len(names)
             for name in names[start:] + names[:start]:
-                timer.spent.clear()
+                timer.spans.clear()
                 cpu_started, started = time.process_time(), time.perf_counter()
                 contenders[name]()
                 wall[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - cpu_started)
-                stages[name].append(dict(timer.spent))
+                stages[name].append(shared_out(timer.spans))
     return {name: Timings(np.array(wall[name]), np.array(cpu[name]), by_stage(stages[name])) for name in contenders}
+
+
+def shared_out(spans: list[tuple[str, float, float]]) -> dict[str, float]:
+    """Seconds by stage; what passes while several run beside each other is shared out evenly among them."""
+    spent: dict[str, float] = defaultdict(float)
+    moments = sorted({moment for _, *ends in spans for moment in ends})
+    for begin, end in pairwise(moments):
+        running = [stage for stage, first, last in spans if first <= begin and last >= end]
+        for stage in running:
+            spent[stage] += (end - begin) / len(running)
+    return dict(spent)
 
 
 def by_stage(repeats: list[dict[str, float]]) -> dict[str, np.ndarray]:
@@ -447,7 +460,7 @@ class MadeUpEncoders:
 
     def __init__(self, localizer: Localizer, sources: int):
         real = localizer.encoders
-        self.size, self.stride, self.dimensions = real.size, real.stride, real.dimensions
+        self.size, self.stride, self.dimensions, self.workers = real.size, real.stride, real.dimensions, real.workers
         rng = np.random.default_rng(0)
         concepts = localizer.prototypes[unlike(localizer.prototypes, sources)]
         azimuth, elevation = patch_directions(localizer.layout, localizer.layout.view_shape(self.size), self.stride)

@@ -88,7 +88,7 @@ def test_a_slow_function_shows_in_its_own_stage_only(localizer, moments, monkeyp
     slow = Encoders.audio
     timings = latency.in_turns({"step": latency.Step(localizer, moments)}, 3, "test")["step"]
     assert Encoders.audio is slow, "the functions of the library were not put back"
-    assert timings.stages["audio encoder"].min() > 0.2
+    assert timings.stages["audio encoder"].min() > 0.18  # decoding runs beside it
     others = {stage: seconds for stage, seconds in timings.stages.items() if stage not in latency.ENCODERS}
     assert len(others) >= 7 and all(np.median(seconds) < 0.2 for seconds in others.values()), others
     assert np.all(timings.wall >= sum(timings.stages.values()))
@@ -113,6 +113,11 @@ def test_contenders_take_turns_in_rotating_order():
 
 def test_percentiles_of_known_times():
     assert latency.percentiles(np.arange(101) / 1000) == {"n": 101, "median_ms": 50, "p95_ms": 95, "p99_ms": 99}
+
+
+def test_time_of_stages_side_by_side_is_shared_out():
+    spans = [("decode", 0.0, 4.0), ("audio encoder", 1.0, 3.0), ("fusion", 5.0, 6.0)]
+    assert latency.shared_out(spans) == {"decode": 3.0, "audio encoder": 1.0, "fusion": 1.0}
 
 
 def test_shares_of_known_times():

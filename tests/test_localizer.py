@@ -135,6 +135,22 @@ def test_a_stream_tells_onset_and_offset(localizer, demo):
     assert any(s.sources and s.sources[0].id == events[0].source.id for s in scenes) and scenes[-1].sources == ()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_hearing_may_begin_before_the_image_is_there(demo, threads):
+    source, localizer = first_sounding(demo), Localizer(threads=threads)
+    at_once, in_halves = localizer.stream(), localizer.stream()
+    for time in np.arange(source["from"] + 0.5, source["to"], 0.4):
+        image, sound, rate = moment(demo, time)
+        heard = in_halves.hear(sound, rate)
+        expected, found = at_once.process(image, sound, rate, time), in_halves.look(image, heard, time)
+        assert [s.id for s in found.sources] == [s.id for s in expected.sources]
+        assert np.allclose(found.map, expected.map, atol=1e-5) and found.active
+    assert found.sources
+    bad = in_halves.hear(np.full(RATE, np.nan, np.float32), RATE)  # said where the caller looks for it
+    with pytest.raises(ValueError, match="audio"):
+        in_halves.look(image, bad, time)
+
+
 def test_a_stream_survives_bad_frames_and_jumps_of_time(localizer, demo):
     source = first_sounding(demo)
     stream = localizer.stream()

@@ -17,7 +17,7 @@ from rclpy.node import Node
 from std_msgs.msg import Header
 
 from avssl_ros.audio_input import AudioSource
-from avssl_ros.localizer import Localizer, LocalizerStream, check_image
+from avssl_ros.localizer import Hearing, Localizer, LocalizerStream, check_image
 from avssl_ros.ros import converters, stopping
 from avssl_ros.ros.health import Health
 from avssl_ros.ros.keeping import Keeping
@@ -152,6 +152,9 @@ class Answers:
         if time.monotonic() - arrived > self.values["sensor_timeout"]:  # at a low rate it may have waited for long
             self._health.late_images += 1
             return
+        captured = self._captured(message.header)
+        sound = self._sound_until(captured + self.values["audio_latency"])
+        heard = None if sound is None else self._stream.hear(*sound)  # beside the decoding
         try:
             projection = self.values["projection"]
             image = converters.message_to_rgb(message, self._localizer.useful_width(projection))
@@ -164,10 +167,9 @@ class Answers:
         if message.header.frame_id != self._camera_frame:  # directions of another camera, or of another mounting
             self._end_sources()
             self._camera_frame = message.header.frame_id
-        captured = self._captured(message.header)
         if self.keeping is not None:
             self.keeping.put(image, captured)
-        scene = self._localize(image, captured)
+        scene = self._nothing(captured) if heard is None else self._localize(image, heard, captured)
         if scene is not None:
             self._map = scene.map
             self._last_captured = scene.time
@@ -180,13 +182,10 @@ class Answers:
             captured = self._now()
         return captured
 
-    def _localize(self, image: np.ndarray, captured: float) -> Localization | None:
+    def _localize(self, image: np.ndarray, heard: Hearing, captured: float) -> Localization | None:
         """The scene of an image; None where its sound cannot be used."""
-        sound = self._sound_until(captured + self.values["audio_latency"])
-        if sound is None:
-            return self._nothing(captured)
         try:
-            return self._stream.process(image, *sound, captured)
+            return self._stream.look(image, heard, captured)
         except ValueError as error:
             self._health.sound_was_bad()
             self._health.left_out += 1

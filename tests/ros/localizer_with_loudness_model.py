@@ -33,7 +33,11 @@ class LoudnessStream:
     def configure(self, **changes) -> None:
         self.config = dataclasses.replace(self.config, **changes)
 
-    def process(self, image: np.ndarray, audio: np.ndarray, sample_rate: int, time: float) -> Localization:
+    def hear(self, audio: np.ndarray, sample_rate: int):
+        return lambda: (audio, sample_rate)
+
+    def look(self, image: np.ndarray, heard, time: float) -> Localization:
+        audio, sample_rate = heard()
         if not np.isfinite(audio).all():
             raise ValueError("audio must be finite")
         confidence = min(1.0, 10 * float(np.sqrt(np.mean(audio[-sample_rate // 5 :] ** 2))))
@@ -81,7 +85,8 @@ class LoudnessLocalizer:
         return 4096
 
     def localize(self, image, audio, sample_rate, projection="equirectangular") -> Localization:
-        return self.stream().process(image, audio, sample_rate, 0.0)
+        stream = self.stream()
+        return stream.look(image, stream.hear(audio, sample_rate), 0.0)
 
     def stream(self, projection="equirectangular", views_per_frame=0, **tracking) -> LoudnessStream:
         return LoudnessStream(TrackingConfig(**tracking))
