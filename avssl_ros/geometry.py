@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -73,7 +74,8 @@ def direction_to_perspective_pixel(azimuth, elevation, width: int, height: int, 
     return (width - 1) / 2 - focal * left / ahead, (height - 1) / 2 - focal * up / ahead
 
 
-VIEW_PROJECTIONS = ("perspective", "cylindrical")
+ViewProjection = Literal["perspective", "cylindrical"]
+VIEW_PROJECTIONS = get_args(ViewProjection)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class ViewLayout:
     elevation_deg: float = 0.0
     fov_deg: float = 100.0
     vertical_fov_deg: float = 86.0
-    projection: str = "perspective"
+    projection: ViewProjection = "perspective"
 
     def __post_init__(self):
         if self.projection not in VIEW_PROJECTIONS:

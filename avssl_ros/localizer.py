@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 
@@ -247,6 +247,7 @@ class LocalizerStream:
     def __init__(self, localizer: Localizer, projection: str, config: TrackingConfig, see: ViewsInTurn):
         self._localizer, self._projection, self._see = localizer, projection, see
         self._ears = ThreadPoolExecutor(1, thread_name_prefix="ears") if localizer.encoders.workers > 1 else None
+        self._begun: Future | None = None  # the last hearing
         self._tracker, self._heard = Tracker(config), HeardTracker()
         self._time: float | None = None
 
@@ -269,7 +270,8 @@ class LocalizerStream:
     def hear(self, audio, sample_rate) -> Hearing:
         """The first half of `process`: begins to hear the sound, for `look`, while the caller decodes the image.
 
-        With `threads=1` it is heard when `look` asks. Bad sound makes `look` raise ValueError.
+        With `threads=1` it is heard when `look` asks. Bad sound makes `look` raise ValueError. What was begun before
+        and not looked for is given up, so that images that cannot be decoded, however many, leave nothing waiting.
         """
         localizer = self._localizer
 
@@ -277,7 +279,12 @@ class LocalizerStream:
             with blas.one_thread():
                 return localizer.hear(features.as_mono(audio, sample_rate, centred=True), RECENT_SECONDS)
 
-        return hear if self._ears is None else self._ears.submit(hear).result
+        if self._ears is None:
+            return hear
+        if self._begun is not None:
+            self._begun.cancel()
+        self._begun = self._ears.submit(hear)
+        return self._begun.result
 
     def look(self, image, heard: Hearing, time: float) -> Localization:
         """The second half of `process`: where in the image that is which `heard`, of this stream's `hear`, gives."""

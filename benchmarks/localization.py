@@ -16,11 +16,11 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from avssl_ros import Localizer
+from avssl_ros.geometry import ViewProjection
 from avssl_ros.paths import shipped_models
 from benchmarks.behaviour import (
     ToldTheName,
@@ -48,7 +48,7 @@ class BenchmarkConfig:
     weights: Path = Path("../shared/weights")  # folder with the tagger of the label bridge
     models: Path | None = None  # model folder; None: the shipped one
     view_size: int | None = None  # pixels of a view's width; None: the model's own
-    view_projection: Literal["perspective", "cylindrical"] = "perspective"  # how views are flattened
+    view_projection: ViewProjection = "perspective"  # how views are flattened
     downloads: Path = Path("runs/packages")  # Debian's tuxpaint-stamps-default, where it is not installed
     scenes: int = 200  # a row; half of it a negative
     json: Path | None = None  # also write the figures here

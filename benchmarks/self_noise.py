@@ -27,7 +27,6 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,7 +38,7 @@ from tqdm import tqdm
 
 from avssl_ros import Localization, Localizer, blas, features
 from avssl_ros.audio_input import read_audio
-from avssl_ros.geometry import ViewLayout, angle_between
+from avssl_ros.geometry import ViewLayout, ViewProjection, angle_between
 from avssl_ros.noise import NoiseProfile
 from training.data import read_items, read_people
 from training.evaluate import WITHIN, labels_by_name, write_report
@@ -66,7 +65,7 @@ class NoiseConfig:
     data: Path = Path("../shared/data")  # folder with photos/, sounds/ and panoramas/
     models: Path | None = None  # model folder; None: the shipped one
     view_size: int | None = None  # pixels of a view's width; None: the model's own
-    view_projection: Literal["perspective", "cylindrical"] = "perspective"  # how views are flattened
+    view_projection: ViewProjection = "perspective"  # how views are flattened
     seconds: float = 60.0  # of each noise alone: 30 minutes of all without people
     noises: int | None = None  # how many of them; None: all
     voices: int = 4  # above each of them, before a picture each; noise alone is played before the first

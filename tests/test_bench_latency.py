@@ -88,7 +88,7 @@ def test_a_slow_function_shows_in_its_own_stage_only(localizer, moments, monkeyp
     slow = Encoders.audio
     timings = latency.in_turns({"step": latency.Step(localizer, moments)}, 3, "test")["step"]
     assert Encoders.audio is slow, "the functions of the library were not put back"
-    assert timings.stages["audio encoder"].min() > 0.18  # decoding runs beside it
+    assert timings.stages["audio encoder"].min() > 0.2
     others = {stage: seconds for stage, seconds in timings.stages.items() if stage not in latency.ENCODERS}
     assert len(others) >= 7 and all(np.median(seconds) < 0.2 for seconds in others.values()), others
     assert np.all(timings.wall >= sum(timings.stages.values()))

@@ -151,6 +151,16 @@ def test_hearing_may_begin_before_the_image_is_there(demo, threads):
         in_halves.look(image, bad, time)
 
 
+def test_hearing_for_images_that_never_come_is_given_up(monkeypatch):
+    localizer, heard = Localizer(threads=2), []
+    real = localizer.hear
+    monkeypatch.setattr(localizer, "hear", lambda *arguments: (heard.append(1), real(*arguments))[1])
+    stream = localizer.stream()
+    begun = [stream.hear(noise(), RATE) for _ in range(300)]
+    assert begun[-1]() is not None
+    assert len(heard) < 100
+
+
 def test_a_stream_survives_bad_frames_and_jumps_of_time(localizer, demo):
     source = first_sounding(demo)
     stream = localizer.stream()

@@ -30,7 +30,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -40,7 +39,7 @@ from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from avssl_ros import Localizer, features, fusion
-from avssl_ros.geometry import ViewLayout, angle_between, pixel_to_direction
+from avssl_ros.geometry import ViewLayout, ViewProjection, angle_between, pixel_to_direction
 from training.clip_collection import ClipsConfig
 from training.data import read_concepts
 from training.scenes import MASK_SHAPE, NEGATIVES, Scene, SceneGenerator, open_scenes
@@ -302,7 +301,7 @@ class EvaluateConfig:
     clips: ClipsConfig = field(default_factory=ClipsConfig)
     split: str = "test"
     view_size: int | None = None  # pixels of a view's width; None: the model's own
-    view_projection: Literal["perspective", "cylindrical"] = "perspective"  # how views are flattened
+    view_projection: ViewProjection = "perspective"  # how views are flattened
     scenes: int = 100  # a row; half of it a negative
     visible: int = 4  # objects in a scene
     seed: int = 2
