@@ -7,7 +7,9 @@ not heard.
 
 Per mel band the profile has the noise's mean power. The sound's power is divided by it band by band (whitened) before
 it is averaged over a time-frequency patch, so that a tone of the motor does not hide a voice between its harmonics. A
-patch takes part only where that average is further above 1 than the noise's own patches are.
+patch takes part only where that average is further above the noise's present level than the noise's own patches are.
+That level is the recording's or, where the quietest moments of the sound are quieter than the recording's, theirs: a
+motor that was recorded at work does not hide a voice while it idles.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ MAX_PROFILE_BYTES = 100_000
 LEAST_SECONDS = 2.0  # of a recording
 SPREADS = 3.0  # how many spreads above its mean a patch of the noise may be
 MARGIN_DB = 1.0  # and beyond them
+MOST_DB = 6.0  # above its level in all: bursts of an unsteady noise are heard rather than all voices hidden
+QUIETEST = 0.2  # share of the patches of a row that tells the present level: a voice leaves that much of it free
+QUIETEST_DB = -1.0  # where that share ends in a steady noise, relative to its mean
+DIGITAL_SILENCE_DB = -80.0  # whitened; what is that quiet is no noise, but nothing: before a recording begins
 EDGE_FRAMES = 2
 ROWS = features.N_MELS // features.PATCH
 
@@ -43,7 +49,8 @@ def whitened(power: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NoiseProfile:
-    """The noise as it is: mean power (N_MELS,) by mel band; spread_db (ROWS,) of its whitened patches by row."""
+    """The noise as it is: mean power (N_MELS,) by mel band; spread_db (ROWS,): how far by row its whitened patches that
+    are above the mean are above it (root mean square)."""
 
     power: np.ndarray
     spread_db: np.ndarray
@@ -59,14 +66,25 @@ class NoiseProfile:
         mean = power.mean(axis=1)
         if not (mean > features.SILENCE).any():
             raise ValueError("the recording is silent: there is no noise in it to make a profile of")
-        return cls(mean, whitened(power, mean).std(axis=1))
+        above = np.maximum(whitened(power, mean), 0.0)
+        return cls(mean, np.sqrt(np.square(above).sum(axis=1) / np.maximum((above > 0).sum(axis=1), 1)))
+
+    def level_db(self, relative: np.ndarray) -> float:
+        """How loud this noise is now beside its recording, 0 at most, of `whitened` patches (ROWS, patches)."""
+        sounding = relative[:, (relative > DIGITAL_SILENCE_DB).any(axis=0)]
+        if not sounding.size:
+            return 0.0
+        # Of all rows, since a voice may fill some of them.
+        return min(0.0, float(np.median(np.quantile(sounding, QUIETEST, axis=1))) - QUIETEST_DB)
 
     def stands_out(self, power: np.ndarray) -> np.ndarray:
         """Bool (ROWS, patches): which time-frequency patches of mel power (N_MELS, frames) are more than this noise.
 
         One of them alone is chance: it needs a neighbour. Else a single stray patch would be all that is heard.
         """
-        above = whitened(power, self.power) > (SPREADS * self.spread_db + MARGIN_DB)[:, None]
+        relative = whitened(power, self.power)
+        reach = np.minimum(SPREADS * self.spread_db + MARGIN_DB, MOST_DB)
+        above = relative - self.level_db(relative) > reach[:, None]
         ones = above.astype(np.float32)
         neighbours = cv2.boxFilter(ones, -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
         return above & (neighbours >= 2)

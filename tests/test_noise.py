@@ -46,6 +46,25 @@ def test_noise_that_grows_louder_stands_out(profile):
     assert profile.stands_out(features.mel_power(fan(4.0, seed=3, level=0.2))).mean() > 0.9
 
 
+def test_a_motor_that_works_in_the_recording_hides_nothing_while_it_idles():
+    works_and_idles = np.concatenate([fan(5.0, level=0.2), fan(5.0, level=0.02)])
+    profile = NoiseProfile.of_recording(works_and_idles, RATE)
+    idling = fan(8.0, seed=6, level=0.02)
+    assert profile.stands_out(features.mel_power(idling)).mean() < 0.005
+    whistle = media.tone(0.5, RATE, 3000.0, 0.02)  # 20 dB below the motor at work
+    idling[RATE : RATE + len(whistle)] += whistle
+    out = profile.stands_out(features.mel_power(idling))
+    assert out.any(axis=0)[7:9].all() and not out[:, :5].any() and not out[:, 11:].any()
+    assert profile.stands_out(features.mel_power(fan(4.0, seed=7, level=0.2))).mean() < 0.005
+
+
+def test_silence_before_the_noise_is_not_its_level(profile):
+    late = np.concatenate([np.zeros(RATE, np.float32), fan(1.0, seed=8)])
+    out = profile.stands_out(features.mel_power(late))
+    begins = RATE // features.HOP // features.PATCH  # the patch in which it is switched on, which clicks
+    assert not out[:, :begins].any() and out[:, begins + 1 :].mean() < 0.01
+
+
 def test_a_profile_is_kept_in_a_file(profile, tmp_path):
     profile.save(tmp_path / "noise.json")
     again = NoiseProfile.load(tmp_path / "noise.json")

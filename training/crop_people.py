@@ -1,21 +1,32 @@
-"""Photographs of people for `train.py --more-items`, cut out of pictures with boxes in YOLO's format.
+"""Photographs of people for `train.py --more-items`, cut out of pictures with boxes in YOLO's format, or without any.
 
     git clone https://github.com/lightly-ai/coco128_yolo coco     # 256 pictures of COCO, half of them with people
     python training/crop_people.py --pictures coco/images --labels coco/object_detection/labels \
         --source lightly-ai/coco128_yolo --output runs/more_people
 
-Each person of a picture NAME.jpg with boxes in NAME.txt that is large enough is cut out with a margin. Writes the crops
-and index.csv (kind, file, concept, group, source_repo, licence).
+    git clone https://github.com/dicky1207/dashboard_stanford40 s40     # 9,532 pictures of Stanford 40 Actions
+    python training/crop_people.py --pictures s40/stanford40 --source dicky1207/dashboard_stanford40 --held-out "" \
+        --licence "Stanford 40 Actions (Yao et al. 2011): research" --output runs/people \
+        --quality 85 --margins 0.12 0.5 --only jumping running reading writing_on drinking smoking waving_hands \
+        climbing fishing gardening holding_an_umbrella looking_through pushing_a_cart shooting_an_arrow \
+        throwing_frisby pouring_liquid cutting_vegetables brushing_teeth phoning texting_message
 
-Pictures are left out in which a test or validation photograph of the shared material is found (SIFT features, Lowe
-2004, that agree on one similarity transform): it was cut out of them. Looked for are those whose source or licence
-names the set, here COCO: 80 photographs, a minute.
+Each person of a picture NAME.jpg with boxes in NAME.txt that is large enough is cut out with a margin, or with each of
+several in turn: the wider ones show people as small parts of a picture. Without labels the detector of
+training/teachers.py finds them. Writes the crops and index.csv (kind, file, concept, group, source_repo, licence).
+
+No picture is taken that tests or validates anything: of which the shared table names the same file of the same source;
+whose thumbnail is that of a test or validation photograph (dHash); in which such a photograph is found (SIFT features,
+Lowe 2004, that agree on one similarity transform), since it was cut out of it. The last is looked for in photographs
+whose source or licence names the set, here COCO: 80 photographs, a minute.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +37,13 @@ import numpy as np
 from tqdm import tqdm
 
 from avssl_ros.video_input import read_image
-from training.data import PERSON, read_items
-from training.teachers import COCO_PERSON
+from training.data import PERSON, Item, difference_hash, read_items
+from training.teachers import COCO_PERSON, PersonDetector, people_in_photo
 
 COLUMNS = ("kind", "file", "concept", "group", "source_repo", "licence")
 LEAST_WIDTH, LEAST_HEIGHT = 30, 80  # pixels of a box
-MARGIN = 0.12  # of the box's size, on each side
+LEAST_SCORE = 0.5  # of a detection
+ALIKE = 5  # bits of 64 in which the dHash of two copies of a picture differ at most
 SHORTER_SIDE = 200  # pixels: as small as the other photographs
 FEATURES, RATIO, AGREEING = 600, 0.7, 8  # SIFT features of a picture; Lowe's ratio; places that tell the same picture
 
@@ -41,24 +53,45 @@ class CropConfig:
     """What to cut, and what to say of where it comes from."""
 
     pictures: Path
-    labels: Path
     output: Path
+    labels: Path | None = None  # folder with NAME.txt; None: a detector looks for people
+    only: tuple[str, ...] = ()  # how the names of pictures begin that are taken; none given: all
+    margins: tuple[float, ...] = (0.12,)  # of the box's size, on each side; one after the other
+    quality: int = 92  # of the JPEG files
     data: Path = Path("../shared/data")  # folder with photos/, of which test and validation are looked for
-    held_out: str = "COCO"  # what source or licence of those name
+    weights: Path = Path("../shared/weights")  # folder with yolox_nano.onnx, for pictures without labels
+    held_out: str = "COCO"  # what source or licence of those name that are looked for within pictures; "": none
     source: str = ""
     licence: str = "COCO: pictures of Flickr under several CC licences; research"
 
 
-def crops(picture: np.ndarray, boxes: np.ndarray) -> list[np.ndarray]:
-    """The people of a picture. boxes: (N, 5) class, and centre, width and height as shares of the picture."""
+def labelled_people(path: Path) -> np.ndarray:
+    """Boxes (N, 4) of the people in a file of YOLO's format: centre, width and height as shares of the picture."""
+    boxes = np.loadtxt(path, ndmin=2)
+    if boxes.shape[1] != 5:
+        raise ValueError(f"{path} has {boxes.shape[1]} numbers a line; wanted class, x, y, width, height")
+    return boxes[boxes[:, 0] == COCO_PERSON, 1:]
+
+
+def detected_people(detector: PersonDetector, picture: np.ndarray) -> np.ndarray:
+    """The same, of whom a detector is sure in an RGB picture."""
+    boxes = [((person.left + person.right) / 2, (person.top + person.bottom) / 2,
+              person.right - person.left, person.bottom - person.top)
+             for person in people_in_photo(detector, picture) if person.score >= LEAST_SCORE]  # fmt: skip
+    return np.array(boxes).reshape(-1, 4)
+
+
+def crops(picture: np.ndarray, boxes: np.ndarray, margin: Callable[[], float]) -> list[np.ndarray]:
+    """The people of a picture. boxes: (N, 4), see labelled_people. margin: gives that of the next crop."""
     height, width = picture.shape[:2]
     found = []
-    for _, x, y, w, h in boxes[boxes[:, 0] == COCO_PERSON]:
+    for x, y, w, h in boxes:
         w, h = w * width, h * height
         if w < LEAST_WIDTH or h < LEAST_HEIGHT:
             continue
-        left, right = (int(np.clip(x * width + side * w * (0.5 + MARGIN), 0, width)) for side in (-1, 1))
-        top, bottom = (int(np.clip(y * height + side * h * (0.5 + MARGIN), 0, height)) for side in (-1, 1))
+        reach = 0.5 + margin()
+        left, right = (int(np.clip(x * width + side * w * reach, 0, width)) for side in (-1, 1))
+        top, bottom = (int(np.clip(y * height + side * h * reach, 0, height)) for side in (-1, 1))
         crop = picture[top:bottom, left:right]
         scale = SHORTER_SIDE / min(crop.shape[:2])
         found.append(cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else crop)
@@ -101,28 +134,46 @@ def show_held_out(pictures: list[Path], held_out: list[Path]) -> set[Path]:
     return found
 
 
+def copies(pictures: list[Path], held_out: list[Item], data: Path, source: str) -> set[Path]:
+    """Those of the pictures that are held-out photographs themselves, by their names or by how they look."""
+    with open(data / "photos" / "index.csv", newline="", encoding="utf-8") as file:
+        path_of = {f"photos/{row['file']}": row["source_path"] for row in csv.DictReader(file)
+                   if row["source_repo"] == source}  # fmt: skip
+    names = {Path(path_of[item.file]).name for item in held_out if item.file in path_of}
+    theirs = np.array([difference_hash(data / item.file) for item in held_out], np.uint64)
+    ours = [difference_hash(path) for path in tqdm(pictures, "copies of test photographs", unit="picture")]
+    alike = [bool((np.bitwise_count(theirs ^ np.uint64(mine)) <= ALIKE).any()) for mine in ours]
+    return {path for path, same in zip(pictures, alike) if same or path.name in names}
+
+
 def main(config: CropConfig) -> int:
     """Writes crops and table; returns how many people there are. Raises FileNotFoundError where nothing is labelled."""
-    pictures = {path.stem: path for path in config.pictures.glob("**/*.jpg")}
-    labels = {path.stem: path for path in config.labels.glob("**/*.txt")}
-    if not pictures.keys() & labels.keys():
-        raise FileNotFoundError(f"no picture below {config.pictures} has a label of its name below {config.labels}")
-    names = sorted(pictures.keys() & labels.keys())
-    held_out = [config.data / item.file for item in read_items("photo")
-                if item.split != "train" and config.held_out.lower() in (item.source + item.licence).lower()]
-    left_out = show_held_out([pictures[name] for name in names], held_out)
-    names = [name for name in names if pictures[name] not in left_out]
+    pictures = {path.stem: path for path in config.pictures.glob("**/*.jpg")
+                if path.name.startswith(config.only or "")}  # fmt: skip
+    if config.labels is None:
+        detector = PersonDetector(config.weights / "yolox_nano.onnx")
+    else:
+        labels = {path.stem: path for path in config.labels.glob("**/*.txt")}
+        pictures = {name: path for name, path in pictures.items() if name in labels}
+    if not pictures:
+        raise FileNotFoundError(f"no picture below {config.pictures} has a label of its name below {config.labels}, or "
+                                f"none is a .jpg whose name begins as it should ({config.only})")  # fmt: skip
+    held_out = [item for item in read_items("photo") if item.split != "train"]
+    named = [config.data / item.file for item in held_out
+             if config.held_out and config.held_out.lower() in (item.source + item.licence).lower()]  # fmt: skip
+    paths = [pictures[name] for name in sorted(pictures)]
+    left_out = copies(paths, held_out, config.data, config.source)
+    left_out |= show_held_out(paths, named) if named else set()
     config.output.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for name in names:
-        boxes = np.loadtxt(labels[name], ndmin=2)
-        if boxes.shape[1] != 5:
-            raise ValueError(f"{labels[name]} has {boxes.shape[1]} numbers a line; wanted class, x, y, width, height")
-        for number, crop in enumerate(crops(read_image(pictures[name]), boxes)):
-            file = f"{name}_{number}.jpg"
-            quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
+    rows, margins = [], itertools.cycle(config.margins)
+    for path in tqdm([path for path in paths if path not in left_out], "people", unit="picture"):
+        picture = read_image(path)
+        boxes = detected_people(detector, picture) if config.labels is None else labelled_people(labels[path.stem])
+        for number, crop in enumerate(crops(picture, boxes, margins.__next__)):
+            file = f"{path.stem}_{number}.jpg"
+            quality = [cv2.IMWRITE_JPEG_QUALITY, config.quality]
             cv2.imwrite(str(config.output / file), cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), quality)
-            rows.append(("photo", file, PERSON, pictures[name].name, config.source, config.licence))
+            rows.append(("photo", file, PERSON, path.name, config.source, config.licence))
     with open(config.output / "index.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([COLUMNS, *rows])

@@ -1,5 +1,7 @@
 """People in panoramas: where the detector's boxes lie on the sphere, and what training makes of them."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -159,25 +161,58 @@ def test_the_list_is_of_the_pictures_there_are():
     assert cut_views(np.zeros((640, 1280, 4), np.uint8), ViewLayout(), (32, 32)).shape == (4, 32, 32, 4)
 
 
-def test_people_are_cut_out_of_labelled_pictures(tmp_path):
+@pytest.fixture
+def held_out(tmp_path, monkeypatch):
+    """A data folder with one test photograph, which the table says is here/somewhere/named.jpg."""
+    rng = np.random.default_rng(4)
+    data, photo = tmp_path / "data", cv2.resize(rng.integers(0, 255, (6, 8, 3), np.uint8), (160, 120))
+    (data / "photos/person").mkdir(parents=True)
+    cv2.imwrite(str(data / "photos/person/t.jpg"), photo)
+    (data / "photos/index.csv").write_text("file,source_repo,source_path\nperson/t.jpg,here,somewhere/named.jpg\n")
+    item = Item("photo", "photos/person/t.jpg", "person", (), "test", "t", "here", "")
+    monkeypatch.setattr("training.crop_people.read_items", lambda kind: [item])
+    return data, photo
+
+
+def test_people_are_cut_out_of_labelled_pictures(tmp_path, held_out):
+    data, photo = held_out
     for folder in ("images/train", "labels/train"):
         (tmp_path / folder).mkdir(parents=True)
     picture = np.zeros((400, 600, 3), np.uint8)
     picture[100:300, 200:300] = 255
-    cv2.imwrite(str(tmp_path / "images/train/a.jpg"), picture)
-    label = tmp_path / "labels/train/a.txt"
-    label.write_text(f"0 {250 / 600} 0.5 {100 / 600} 0.5\n16 0.5 0.5 0.5 0.5\n0 0.1 0.1 0.02 0.02\n")
-    config = CropConfig(tmp_path / "images", tmp_path / "labels", tmp_path / "out", held_out="of no set", source="here")
-    assert crop_people(config) == 1  # neither the dog nor who is too small
+    text = f"0 {250 / 600} 0.5 {100 / 600} 0.5\n16 0.5 0.5 0.5 0.5\n0 0.1 0.1 0.02 0.02\n"
+    copy = cv2.resize(photo, (600, 400))
+    for name, pixels in (("a", picture), ("named", picture), ("copy", copy), ("other", picture)):
+        cv2.imwrite(str(tmp_path / f"images/train/{name}.jpg"), pixels)
+        (tmp_path / f"labels/train/{name}.txt").write_text(text)
+    config = CropConfig(tmp_path / "images", tmp_path / "out", tmp_path / "labels", only=("a", "named", "copy"),
+                        data=data, margins=(0.12, 0.5), held_out="of no set", source="here")  # fmt: skip
+    assert crop_people(config) == 1  # neither the dog nor who is too small, nor the test photograph by name or looks
     (item,) = read_more_items(tmp_path / "out")
     crop = cv2.imread(item.file)
-    assert (item.kind, item.concept, item.source) == ("photo", "person", "here")
+    assert (item.kind, item.concept, item.source, item.group) == ("photo", "person", "here", "a.jpg")
     assert crop.shape[:2] == (248, 124) and 0.55 < (crop > 128).mean() < 0.75
-    label.write_text("0 0.1 0.1 0.2 0.2 0.3 0.3\n")
+    assert crop_people(replace(config, only=())) == 2
+    wide = cv2.imread(str(tmp_path / "out/other_0.jpg"))
+    assert wide.shape[:2] == (400, 200)  # the second, of the second margin
+    (tmp_path / "labels/train/a.txt").write_text("0 0.1 0.1 0.2 0.2 0.3 0.3\n")
     with pytest.raises(ValueError, match="wanted class, x, y, width, height"):
         crop_people(config)
     with pytest.raises(FileNotFoundError, match="label of its name"):
-        crop_people(CropConfig(tmp_path / "images", tmp_path / "out", tmp_path / "out"))
+        crop_people(replace(config, labels=tmp_path / "out"))
+
+
+@pytest.mark.shared
+def test_people_are_cut_out_of_pictures_without_labels(tmp_path):
+    item = next(item for item in read_items("photo") if item.concept == "person" and item.split == "train"
+                and any(p.score > 0.8 and p.area > 0.3 for p in read_people().get(item.file, [])))  # fmt: skip
+    (tmp_path / "images").mkdir()
+    shutil.copy(SHARED / "data" / item.file, tmp_path / "images" / "someone.jpg")
+    shutil.copy(SHARED / "data" / next(i.file for i in read_items("photo") if i.split == "test"), tmp_path / "images")
+    config = CropConfig(tmp_path / "images", tmp_path / "out", data=SHARED / "data", weights=SHARED / "weights",
+                        held_out="")  # fmt: skip
+    assert crop_people(config) >= 1
+    assert {found.group for found in read_more_items(tmp_path / "out")} == {"someone.jpg"}
 
 
 def test_pictures_that_a_held_out_photograph_was_cut_out_of_are_found(tmp_path):
