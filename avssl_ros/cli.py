@@ -169,7 +169,8 @@ def _noise_profile(arguments: argparse.Namespace) -> int:
     spread = float(profile.spread_db.mean())
     print(f"{arguments.output}: of {len(samples) / sample_rate:.1f} s; the noise wavers by {spread:.1f} dB")
     if spread > UNSTEADY_DB:
-        print("That is a lot: does something else sound in it? What wavers like it will not be heard.")
+        print("That is a lot: does something else sound in it? What is less than "
+              f"{noise.MOST_DB:g} dB above it may not be heard, and its bursts are.")
     return 0
 
 

@@ -140,10 +140,12 @@ def copies(pictures: list[Path], held_out: list[Item], data: Path, source: str) 
         path_of = {f"photos/{row['file']}": row["source_path"] for row in csv.DictReader(file)
                    if row["source_repo"] == source}  # fmt: skip
     names = {Path(path_of[item.file]).name for item in held_out if item.file in path_of}
-    theirs = np.array([difference_hash(data / item.file) for item in held_out], np.uint64)
-    ours = [difference_hash(path) for path in tqdm(pictures, "copies of test photographs", unit="picture")]
-    alike = [bool((np.bitwise_count(theirs ^ np.uint64(mine)) <= ALIKE).any()) for mine in ours]
-    return {path for path, same in zip(pictures, alike) if same or path.name in names}
+    theirs, found = [difference_hash(data / item.file) for item in held_out], set()
+    for path in tqdm(pictures, "copies of test photographs", unit="picture"):
+        mine = difference_hash(path)
+        if path.name in names or any((mine ^ other).bit_count() <= ALIKE for other in theirs):
+            found.add(path)
+    return found
 
 
 def main(config: CropConfig) -> int:
