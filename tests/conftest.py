@@ -46,3 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skipif(reason is not None, reason=reason or "what it needs is there"))
+
+
+@pytest.fixture
+def microphones_end(monkeypatch):
+    """A test that fails leaves no microphone behind for the next one to stumble over."""
+    from avssl_ros.audio_input import Microphone
+
+    started, start = [], Microphone.start
+    monkeypatch.setattr(Microphone, "start", lambda microphone: (started.append(microphone), start(microphone))[1])
+    yield
+    for microphone in started:
+        microphone.stop()

@@ -232,7 +232,7 @@ class Pulse:
 
 
 @pytest.fixture
-def pulse(tmp_path, monkeypatch):
+def pulse(tmp_path, monkeypatch, microphones_end):
     (tmp_path / ".asoundrc").write_text("pcm.!default { type pulse }\nctl.!default { type pulse }\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
@@ -258,8 +258,9 @@ class TestMicrophone:
         time.sleep(0.5)
         status = microphone.status()
         assert (status.state, status.overflows) == ("ok", 0), status
-        assert status.last_time == pytest.approx(time.time(), abs=0.5)
-        samples = microphone.buffer.read(status.last_time, 0.4)
+        # Sooner or later: on a busy machine a process waits for its turn.
+        assert wait_until(lambda: abs(microphone.status().last_time - time.time()) < 0.5, 2), microphone.status()
+        samples = microphone.buffer.read(microphone.status().last_time, 0.4)
         assert pitch(samples, microphone.sample_rate) == pytest.approx(700, abs=5)
         player.kill()
         microphone.stop()
