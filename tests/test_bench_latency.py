@@ -25,7 +25,7 @@ def load(name):
 
 
 latency = load("latency")
-SHORT = dict(repeats=3, growth_repeats=2, starts=1, frames=6, threads=(1,), views=(1, 2, 4), widths=(512, 2048),
+SHORT = dict(repeats=3, growth_repeats=8, starts=1, frames=6, threads=(1,), views=(1, 2, 4), widths=(512, 2048),
              sources=(0, 1, 4, 8), baselines=False)  # fmt: skip
 
 
