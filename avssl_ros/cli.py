@@ -23,7 +23,7 @@ from avssl_ros.timeline import source_names
 from avssl_ros.video_input import VideoFile, image_projection, is_image, read_image
 
 MIN_SOUND_SECONDS = 0.1  # with less sound than this before a frame, nothing can be said about it
-UNSTEADY_DB = 3.0  # spread of a noise profile; of fans and motors it is below 2
+UNSTEADY_DB = 3.0  # spread of a noise profile; steady fans, motors and rooms are below, motors that run down above
 STILL_FPS = 15.0  # of the overlay that is made from a single picture and a sound
 
 EXAMPLES = """examples:

@@ -148,30 +148,43 @@ def copies(pictures: list[Path], held_out: list[Item], data: Path, source: str) 
     return found
 
 
-def main(config: CropConfig) -> int:
-    """Writes crops and table; returns how many people there are. Raises FileNotFoundError where nothing is labelled."""
+def chosen_pictures(config: CropConfig) -> list[Path]:
+    """The pictures to cut people out of, by name. Raises FileNotFoundError where there are none."""
     pictures = {path.stem: path for path in config.pictures.glob("**/*.jpg")
                 if path.name.startswith(config.only or "")}  # fmt: skip
-    if config.labels is None:
-        detector = PersonDetector(config.weights / "yolox_nano.onnx")
-    else:
-        labels = {path.stem: path for path in config.labels.glob("**/*.txt")}
-        pictures = {name: path for name, path in pictures.items() if name in labels}
     if not pictures:
-        raise FileNotFoundError(f"no picture below {config.pictures} has a label of its name below {config.labels}, or "
-                                f"none is a .jpg whose name begins as it should ({config.only})")  # fmt: skip
+        raise FileNotFoundError(f"no .jpg below {config.pictures}, or none whose name begins as --only {config.only}")
+    if config.labels is not None:
+        labelled = {path.stem for path in config.labels.glob("**/*.txt")}
+        pictures = {name: path for name, path in pictures.items() if name in labelled}
+        if not pictures:
+            raise FileNotFoundError(f"no picture below {config.pictures} has a label of its name below {config.labels}")
     held_out = [item for item in read_items("photo") if item.split != "train"]
     named = [config.data / item.file for item in held_out
              if config.held_out and config.held_out.lower() in (item.source + item.licence).lower()]  # fmt: skip
     paths = [pictures[name] for name in sorted(pictures)]
     left_out = copies(paths, held_out, config.data, config.source)
     left_out |= show_held_out(paths, named) if named else set()
+    return [path for path in paths if path not in left_out]
+
+
+def finder(config: CropConfig) -> Callable[[Path, np.ndarray], np.ndarray]:
+    """What gives the boxes, see labelled_people, of a picture's file and its pixels."""
+    if config.labels is None:
+        detector = PersonDetector(config.weights / "yolox_nano.onnx")
+        return lambda path, picture: detected_people(detector, picture)
+    labels = {path.stem: path for path in config.labels.glob("**/*.txt")}
+    return lambda path, picture: labelled_people(labels[path.stem])
+
+
+def main(config: CropConfig) -> int:
+    """Writes crops and table; returns how many people there are. Raises FileNotFoundError, see chosen_pictures."""
+    find, rows, margins = finder(config), [], itertools.cycle(config.margins)
+    paths = chosen_pictures(config)
     config.output.mkdir(parents=True, exist_ok=True)
-    rows, margins = [], itertools.cycle(config.margins)
-    for path in tqdm([path for path in paths if path not in left_out], "people", unit="picture"):
+    for path in tqdm(paths, "people", unit="picture"):
         picture = read_image(path)
-        boxes = detected_people(detector, picture) if config.labels is None else labelled_people(labels[path.stem])
-        for number, crop in enumerate(crops(picture, boxes, margins.__next__)):
+        for number, crop in enumerate(crops(picture, find(path, picture), margins.__next__)):
             file = f"{path.stem}_{number}.jpg"
             quality = [cv2.IMWRITE_JPEG_QUALITY, config.quality]
             cv2.imwrite(str(config.output / file), cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), quality)
