@@ -209,21 +209,31 @@ class Pulse:
     def start(self):
         modules = ("module-native-protocol-unix", "module-null-sink sink_name=robot rate=16000 channels=1")
         loads = [word for module in modules for word in ("-L", module)]
-        subprocess.run(["pulseaudio", "--daemonize=yes", "--exit-idle-time=-1", "-n", *loads], check=True)
+        # What it says goes to a file: a daemon has closed its standard error when it fails.
+        log = f"--log-target=newfile:{self._folder() / 'server.log'}"
+        subprocess.run(["pulseaudio", "--daemonize=yes", "--exit-idle-time=-1", "-vv", log, "-n", *loads], check=True)
         subprocess.run(["pactl", "set-default-source", "robot.monitor"], check=True)
 
     def kill(self, by_force=False):
         if by_force:
             self.signal(signal.SIGKILL)
             self._pid_file().unlink()  # a container may leave a zombie, which would count as a server that runs
-        else:
-            subprocess.run(["pulseaudio", "--kill"], check=False)
+        elif subprocess.run(["pulseaudio", "--kill"], check=False).returncode != 0:
+            print("the sound server had ended by itself; it said:", self.last_words())
 
     def signal(self, number):
         os.kill(int(self._pid_file().read_text()), number)
 
+    def last_words(self):
+        """The end of what the servers of this test said, in their order."""
+        logs = sorted(self._folder().glob("server.log*"), key=lambda path: path.stat().st_mtime)
+        return "\n".join(path.read_text()[-2000:] for path in logs)
+
+    def _folder(self):
+        return Path(os.environ["XDG_RUNTIME_DIR"])
+
     def _pid_file(self):
-        return Path(os.environ["XDG_RUNTIME_DIR"], "pulse", "pid")
+        return self._folder() / "pulse" / "pid"
 
     def play(self, path, in_background=False):
         # A low latency makes the sink deliver in small blocks; by itself it takes 2 s to its first one.

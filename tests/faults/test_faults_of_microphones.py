@@ -31,13 +31,17 @@ class Plug:
         self._player = self._pulse.play(self._tone, in_background=True)
         return time.monotonic()
 
-    def mute(self) -> None:
+    def mute(self, is_muted: bool = True) -> float:
+        subprocess.run(["pactl", "set-source-mute", "robot.monitor", str(int(is_muted))], check=True)
+        return time.monotonic()
+
+    def stop(self) -> None:
         self._player.kill()
         self._player.wait()
 
     def pull(self) -> None:
         subprocess.run(["pactl", "unload-module", "module-null-sink"], check=True)
-        self.mute()
+        self.stop()
 
     def push(self) -> float:
         """Plug it in at another index than before."""
@@ -49,7 +53,7 @@ class Plug:
 
     def kill_server(self) -> None:
         self._pulse.kill()
-        self.mute()
+        self.stop()
 
     def start_server(self) -> float:
         self._pulse.start()
@@ -60,7 +64,7 @@ class Plug:
 def plug(pulse, tmp_path):
     plug = Plug(pulse, media.write_wav(tmp_path / "tone.wav", media.tone(120.0, 16000, 700), 16000))
     yield plug
-    plug.mute()
+    plug.stop()
 
 
 @pytest.fixture
@@ -80,13 +84,12 @@ def test_a_microphone_that_is_unplugged_and_muted(observer, plug, row):
     go_through(observer, row, "microphone is unplugged and back at another index (sound server's sink)", plug.pull,
                plug.push, camera="ok", mode="seeing only")  # fmt: skip
     wait_until(lambda: int(observer.figures["microphone"]["recoveries"]) > 0, NOTICE_SECONDS, "the count of recoveries")
-    muted = time.monotonic()
-    plug.mute()
+    muted = plug.mute()
     noticed = observer.wait_for_state(2 * NOTICE_SECONDS, after=muted, hint="only zeros", microphone="ok")
     said = told(observer.state)
-    played = plug.play()
-    back = observer.wait_for_source(after=played)
-    row("microphone is muted", said, noticed - muted, back - played)
+    heard = plug.mute(False)
+    back = observer.wait_for_source(after=heard)
+    row("microphone is muted", said, noticed - muted, back - heard)
 
 
 @pytest.mark.slow
