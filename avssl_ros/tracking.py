@@ -19,6 +19,10 @@ SMOOTHING_SECONDS = 0.4
 # The longest time that one frame speaks for. Where frames are dropped or the rate is low, a single frame in which
 # something else lights up would otherwise outweigh all before it.
 FRAME_SECONDS = 0.1
+# What lasts is believed at a lower confidence: a good moment may be chance, a second of nearly as good ones is less so.
+# On validation timelines and voices a lower onset confidence for everything is wrong more often for what it finds.
+LASTING_SECONDS = 1.0
+LASTING_ODDS = 0.82  # of those of the onset confidence: 0.45 where that is 0.5; 1 stays 1, for never
 # As long a sound may be about to get a source: half of them are told within 0.7 s (benchmarks/streams.py).
 DOUBT_SECONDS = 1.0
 CHANGE_DEG = 15.0  # a source that moved this far since it was last announced is announced again
@@ -29,7 +33,8 @@ class TrackingConfig:
     """Two-threshold hysteresis with minimum durations, all in seconds and degrees.
 
     Attributes:
-        onset_confidence: a track is published once its confidence reached this, 0..1,
+        onset_confidence: a track is published once its confidence reached this, 0..1, or LASTING_ODDS of its odds where
+            it has been seen for LASTING_SECONDS,
         min_on_seconds: and it has been seen for so long;
         offset_confidence: it ends once its confidence stayed below this, 0..onset_confidence,
         min_off_seconds: for so long.
@@ -156,12 +161,19 @@ class Tracker:
         events = []
         for track in self._tracks:
             ripe = time - track.first_time >= self.config.min_on_seconds and track.heard_time == time
-            if track.id is None and ripe and track.source.confidence >= self.config.onset_confidence:
+            if track.id is None and ripe and track.source.confidence >= self._enough(track, time):
                 track.id = next(self._ids)
                 track.source = replace(track.source, id=track.id, onset=track.first_time)
                 track.announced = track.source
                 events.append(Event("onset", track.first_time, track.source))
         return events
+
+    def _enough(self, track: _Track, time: float) -> float:
+        """The confidence that a track needs to be published."""
+        onset = self.config.onset_confidence
+        if time - track.first_time < LASTING_SECONDS:
+            return onset
+        return LASTING_ODDS * onset / (1 - onset + LASTING_ODDS * onset)
 
     def _changes(self, time: float) -> list[Event]:
         events = []

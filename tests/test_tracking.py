@@ -59,10 +59,20 @@ def test_a_short_gap_keeps_the_identity_and_a_long_one_ends_it():
 
 
 def test_confidence_between_the_thresholds_holds_but_does_not_start():
-    weak = [source(0.5, confidence=0.4)]
-    assert play(Tracker(), [weak] * 10)[1] == []
+    weak = [source(0.5, confidence=0.35)]
+    assert play(Tracker(), [weak] * 30)[1] == []
     _, events = play(Tracker(), [[source(0.5)]] * 5 + [weak] * 20)
     assert [event.kind for event in events] == ["onset"]
+
+
+def test_what_lasts_is_believed_at_a_lower_confidence():
+    likely = [source(0.5, confidence=0.49)]
+    published, events = play(Tracker(), [[]] * 2 + [likely] * 15)
+    assert [len(sources) for sources in published] == [0] * 12 + [1] * 5
+    assert events[0].time == pytest.approx(0.2)  # when it began, not when it was believed
+    assert play(Tracker(TrackingConfig(onset_confidence=0.7)), [likely] * 30)[1] == []
+    on_and_off = [likely] * 8 + [[]] * 5
+    assert play(Tracker(), on_and_off * 3)[1] == []  # together it lasted, in one piece never
 
 
 def test_identities_cross_the_seam():

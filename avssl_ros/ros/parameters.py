@@ -179,7 +179,8 @@ LOCALIZER = (
     Parameter(
         "onset_confidence",
         _TRACKING.onset_confidence,
-        "Confidence at which a source begins; not below offset_confidence.",
+        "Confidence at which a source begins (0.45 instead of 0.5 once it lasted a second, other values alike); not below "
+        "offset_confidence.",
         range=(0.0, 1.0),
     ),
     Parameter(
