@@ -130,7 +130,7 @@ class ViewLayout:
         return max(multiple, round(size * up / across / multiple) * multiple), size
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def sampling_map(layout: ViewLayout, shape: tuple[int, int], width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     """cv2.remap maps that cut all views of `layout`, stacked vertically, from an image of `width` x `height`.
 
@@ -213,7 +213,7 @@ class SphereGrid:
         return np.ascontiguousarray(maps.T).reshape(len(values), *self.seen.shape)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def sphere_grid(layout: ViewLayout, patches: tuple[int, int], width: int) -> SphereGrid:
     """The grid of `width` x `width / 2` cells for views of `patches` (rows, columns); computed once for each layout.
 

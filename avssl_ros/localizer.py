@@ -34,6 +34,8 @@ RECENT_SHARE = 0.3  # of that a sound needs: in so few patches strays weigh more
 # A panorama this many times as wide as a view is as fine as those that the model was measured on: of 120 validation
 # scenes, seen in perspective views, 79 % were right at 4.4 and 74 % at 3.3.
 PIXELS_PER_VIEW_PIXEL = 4.4
+CLOSE_FOV_DEG = 60.0  # across a closer view: two thirds more pixels for each degree than in a view of 100
+CLOSE_AZIMUTHS = 16  # that it can be aimed at, so that what it is for stands within 12 degrees of its middle
 LARGEST_TIME_STEP = 10.0  # seconds; a later frame than that starts the tracks afresh
 
 
@@ -107,19 +109,21 @@ class Localizer:
         return replace(scene, sources=tuple(sorted(scene.sources, key=lambda source: -source.confidence)),
                        unseen=tuple(sound for sound in scene.unseen if not sound.doubtful))  # fmt: skip
 
-    def stream(self, projection: str = "equirectangular", views_per_frame: int = 0, **tracking) -> LocalizerStream:
+    def stream(self, projection: str = "equirectangular", views_per_frame: int = 0, look_closer: bool = True,
+               **tracking) -> LocalizerStream:  # fmt: skip
         """A stream with identities, onsets and offsets.
 
         Args:
             projection: as of `localize`.
             views_per_frame: how many views are looked at anew in each frame, in turn; 0 for all. With fewer, a frame
                 costs less and the others' embeddings are some frames old: for cameras faster than the machine.
+            look_closer: whether an equirectangular frame gets one more, closer view, see CloserLook.
             tracking: the fields of TrackingConfig.
         """
         _check_projection(projection)
         self.check_views_per_frame(views_per_frame)
-        see = ViewsInTurn(self.encoders, views_per_frame)
-        return LocalizerStream(self, projection, TrackingConfig(**tracking), see)
+        see, closer = ViewsInTurn(self.encoders, views_per_frame), CloserLook() if look_closer else None
+        return LocalizerStream(self, projection, TrackingConfig(**tracking), see, closer)
 
     def check_views_per_frame(self, views_per_frame: int) -> None:
         """ValueError where there are not so many views."""
@@ -127,28 +131,29 @@ class Localizer:
             raise ValueError(f"views_per_frame must be 0..{len(self.layout)}, got {views_per_frame}")
 
     def _localize(self, image, audio, sample_rate, projection, publish, recent: float | None,
-                  see: Callable | None = None) -> Localization:
+                  see: ViewsInTurn | None = None, closer: CloserLook | None = None) -> Localization:  # fmt: skip
         def hear() -> list[Cluster] | None:
             return self.hear(features.as_mono(audio, sample_rate, centred=True), recent)
 
-        return self._look(image, hear, projection, publish, recent, see)
+        return self._look(image, hear, projection, publish, recent, see, closer)
 
     def _look(self, image, heard: Hearing, projection, publish, recent: float | None,
-              see: Callable | None = None) -> Localization:
+              see: ViewsInTurn | None = None, closer: CloserLook | None = None) -> Localization:  # fmt: skip
         _check_projection(projection)
         image = check_image(image, projection)
-        views, surface = self.cut(image, projection)
+        views, surface = self.cut(image, projection, closer.azimuth if closer else None)
         clusters = heard()  # before BLAS is held to one thread: who hears in another thread does that as well
         if clusters is None:
             return Localization((), np.zeros(surface.azimuth.shape, np.float32), (), active=False)
         with blas.one_thread():
-            visual = (see or self.encoders.visual)(views).reshape(-1, self.encoders.dimensions)
-            return self._scene(clusters, visual, surface, publish, recent)
+            visual = (see or ViewsInTurn(self.encoders, 0))(views, int(len(views) > len(self.layout)))
+            visual = visual.reshape(-1, self.encoders.dimensions)
+            return self._scene(clusters, visual, surface, publish, recent, closer)
 
     def _scene(self, clusters: list[Cluster], visual: np.ndarray, surface: fusion.Surface, publish: float,
-               recent: float | None) -> Localization:  # fmt: skip
+               recent: float | None, closer: CloserLook | None) -> Localization:  # fmt: skip
         model = self.decision["source" if recent is None else "stream"]
-        sources, heard = self._sources(clusters, visual, surface, publish, model)
+        sources, heard = self._sources(clusters, visual, surface, publish, model, closer)
         in_view = {id(sound) for sound in heard}
         unseen = [replace(found, doubtful=id(sound) in in_view) for sound in clusters for found in self._unseen(sound)]
         sources = _without_doubles(sources)
@@ -156,13 +161,23 @@ class Localizer:
         joint = np.max(maps, axis=0) if maps else np.zeros(surface.azimuth.shape, np.float32)
         return Localization(tuple(sources), joint, tuple(unseen), active=True)
 
-    def cut(self, image: np.ndarray, projection: str) -> tuple[np.ndarray, fusion.Surface]:
-        """The views (N, H, W, 3) uint8 that the network sees of a checked image, and the surface of their maps."""
+    def cut(self, image: np.ndarray, projection: str,
+            closer: float | None = None) -> tuple[np.ndarray, fusion.Surface]:  # fmt: skip
+        """The views (N, H, W, 3) uint8 that the network sees of a checked image, and the surface of their maps.
+
+        Args:
+            closer: azimuth in degrees of one closer view after those of the layout, where these are wider.
+        """
         size, stride = self.view_size, self.encoders.stride
         if projection == "equirectangular":
             shape = self.layout.view_shape(size)
             patches = shape[0] // stride, shape[1] // stride
-            return cut_views(image, self.layout, shape), sphere_surface(self.layout, patches)
+            views = cut_views(image, self.layout, shape)
+            if closer is None or self.layout.fov_deg <= CLOSE_FOV_DEG:
+                return views, sphere_surface(self.layout, patches)
+            close = close_layout(closer, self.layout.elevation_deg, shape)
+            return (np.concatenate([views, cut_views(image, close, shape)]),
+                    closer_surface(self.layout, close, patches))  # fmt: skip
         view = fit_to_network(image, size)
         rows, columns = view.shape[0] // stride, view.shape[1] // stride
         return view[None], plane_surface(rows, columns, image.shape[0] / image.shape[1], self.fov_deg)
@@ -191,11 +206,14 @@ class Localizer:
         audio = self.encoders.audio(features.normalised_log(power)[None])[0]
         return cluster(audio.reshape(-1, self.encoders.dimensions), weight.ravel(), self.prototypes, decision)
 
-    def _sources(self, clusters: list[Cluster], visual: np.ndarray, surface: fusion.Surface, publish: float, model):
+    def _sources(self, clusters: list[Cluster], visual: np.ndarray, surface: fusion.Surface, publish: float, model,
+                 closer: CloserLook | None):  # fmt: skip
         """Sources of one moment, and the clusters that they make."""
         sources, heard = [], []
         rounds = fusion.explain(visual, clusters, self.prototypes, surface, self.made_by) if clusters else ()
-        for evidence, found in rounds:
+        for index, (evidence, found) in enumerate(rounds):
+            if closer and index == 0:
+                closer.aim(found[0].region.azimuth)
             confidences = fusion.confidences([candidate.features for candidate in found], model)
             if confidences.max() < publish:  # what is heard less clearly will not be surer
                 break
@@ -226,26 +244,58 @@ class ViewsInTurn:
         self._encoders, self._count, self._next = encoders, count, 0
         self._shape, self._seen = None, None
 
-    def __call__(self, views: np.ndarray) -> np.ndarray:
-        """(N, H, W, 3) uint8 to (N, rows, columns, D), as Encoders.visual."""
-        if not self._count or views.shape != self._shape:
-            self._shape, self._seen, self._next = views.shape, self._encoders.visual(views), 0
-            return self._seen
-        turn = (self._next + np.arange(min(self._count, len(views)))) % len(views)
-        self._seen[turn] = self._encoders.visual(views[turn])
-        self._next = (self._next + len(turn)) % len(views)
-        return self._seen
+    def __call__(self, views: np.ndarray, always: int = 0) -> np.ndarray:
+        """(N, H, W, 3) uint8 to (N, rows, columns, D), as Encoders.visual; the last `always` of them take no turns."""
+        if not self._count:
+            return self._encoders.visual(views)
+        views, others = np.split(views, [len(views) - always])
+        if views.shape != self._shape:
+            self._shape, self._next = views.shape, 0
+            turn = np.arange(len(views))
+        else:
+            turn = (self._next + np.arange(min(self._count, len(views)))) % len(views)
+            self._next = (self._next + len(turn)) % len(views)
+        seen = self._encoders.visual(np.concatenate([views[turn], others]))
+        if len(turn) == len(views):
+            self._seen = np.empty_like(seen[: len(views)])
+        self._seen[turn] = seen[: len(turn)]
+        return np.concatenate([self._seen, seen[len(turn) :]])
 
     def forget(self) -> None:
         """Nothing is kept: after silence or a jump in time what was seen is too old."""
         self._shape = None
 
 
+class CloserLook:
+    """Where one more view of the next frame is aimed: at what this one found likeliest to sound, sure or not.
+
+    In a view 100 degrees wide what is small or far away is a few patches, and what stands at its edge is stretched. The
+    closer view counts as much as the others where it shows something. It is of the same image as they are: only where
+    to look is of the frame before, so that nothing is told that is no longer there.
+
+    Attributes:
+        azimuth: degrees, of the view's middle; None where nothing was found yet, for no closer view.
+    """
+
+    def __init__(self):
+        self.azimuth: float | None = None
+
+    def aim(self, azimuth: float) -> None:
+        """At a direction in radians, or nearly: views of few directions are kept ready."""
+        step = 360.0 / CLOSE_AZIMUTHS
+        self.azimuth = round(np.degrees(azimuth) / step) % CLOSE_AZIMUTHS * step
+
+    def forget(self) -> None:
+        """After silence something else may sound."""
+        self.azimuth = None
+
+
 class LocalizerStream:
     """Frames of one camera and microphone in the order of their capture; adds id, state, onset and events."""
 
-    def __init__(self, localizer: Localizer, projection: str, config: TrackingConfig, see: ViewsInTurn):
-        self._localizer, self._projection, self._see = localizer, projection, see
+    def __init__(self, localizer: Localizer, projection: str, config: TrackingConfig, see: ViewsInTurn,
+                 closer: CloserLook | None):  # fmt: skip
+        self._localizer, self._projection, self._see, self._closer = localizer, projection, see, closer
         self._ears = ThreadPoolExecutor(1, thread_name_prefix="ears") if localizer.encoders.workers > 1 else None
         self._begun: Future | None = None  # the last hearing
         self._tracker, self._heard = Tracker(config), HeardTracker()
@@ -290,14 +340,14 @@ class LocalizerStream:
         """The second half of `process`: where in the image that is which `heard`, of this stream's `hear`, gives."""
         jumped = self._time is not None and not 0.0 <= time - self._time <= LARGEST_TIME_STEP
         if jumped:
-            self._see.forget()
+            self._forget_view()
         scene = self._localizer._look(image, heard, self._projection, self.config.offset_confidence, RECENT_SECONDS,
-                                      self._see)  # fmt: skip
+                                      self._see, self._closer)  # fmt: skip
         ended = self.silence(time) if jumped else ()  # after what may refuse the image, so that no event is lost
         self._time = time
         if not scene.active:
             self._heard.end()
-            self._see.forget()
+            self._forget_view()
         sources, events = self._tracker.update(scene.sources, time)
         maps = [source.map for source in sources]
         joint = np.max(maps, axis=0) if maps else np.zeros_like(scene.map)
@@ -324,10 +374,12 @@ class LocalizerStream:
         unseen = self._heard.update(heard, time, self.config)
         return Localization((), np.zeros((1, 1), np.float32), unseen, clusters is not None, time, self._tracker.end())
 
-    def change_localizer(self, localizer: Localizer, views_per_frame: int) -> tuple[Event, ...]:
+    def change_localizer(self, localizer: Localizer, views_per_frame: int,
+                         look_closer: bool = True) -> tuple[Event, ...]:  # fmt: skip
         """Go on with the models and views of another localizer; ends all tracks and returns their offset events."""
         self._localizer = localizer
         self._see = ViewsInTurn(localizer.encoders, views_per_frame)
+        self._closer = CloserLook() if look_closer else None
         self._heard.end()
         return self._tracker.end()
 
@@ -335,8 +387,13 @@ class LocalizerStream:
         """Ends all tracks when a sensor is gone; returns their offset events."""
         self._time = time
         self._heard.end()
-        self._see.forget()
+        self._forget_view()
         return self._tracker.end()
+
+    def _forget_view(self) -> None:
+        self._see.forget()
+        if self._closer:
+            self._closer.forget()
 
     def reset(self) -> None:
         """Forgets all tracks, without events."""
@@ -394,6 +451,25 @@ def sphere_surface(layout: ViewLayout, patches: tuple[int, int]) -> fusion.Surfa
     azimuth, elevation = pixel_to_direction(*np.meshgrid(np.arange(width), np.arange(height)), width, height)
     area = np.cos(elevation) * (2 * np.pi / width) * (np.pi / height)
     return fusion.Surface(azimuth, elevation, area, True, grid.project)
+
+
+def close_layout(azimuth: float, elevation: float, shape: tuple[int, int]) -> ViewLayout:
+    """One closer view of `shape` (height, width), of square pixels, along directions in degrees."""
+    height = np.tan(np.radians(CLOSE_FOV_DEG) / 2) * shape[0] / shape[1]
+    return ViewLayout((azimuth,), elevation, CLOSE_FOV_DEG, float(np.clip(np.degrees(2 * np.arctan(height)), 30, 150)))
+
+
+@lru_cache(maxsize=2 * CLOSE_AZIMUTHS)
+def closer_surface(layout: ViewLayout, close: ViewLayout, patches: tuple[int, int]) -> fusion.Surface:
+    """As `sphere_surface`, of the patches of all views of `layout` and after them those of the one of `close`."""
+    wide, near = sphere_surface(layout, patches), sphere_grid(close, patches, MAP_WIDTH)
+    count = len(layout) * patches[0] * patches[1]
+
+    def project(values: np.ndarray) -> np.ndarray:
+        maps = wide.project(values[:, :count])
+        return np.where(near.seen, (maps + near.project(values[:, count:])) / 2, maps)
+
+    return replace(wide, project=project)
 
 
 @lru_cache(maxsize=8)

@@ -124,12 +124,14 @@ class StillCut:
     """`Localizer.cut`, with the views of one picture kept."""
 
     def __init__(self, cut):
-        self._cut, self._image, self._views = cut, None, None
+        self._cut, self._image, self._views = cut, None, {}
 
-    def __call__(self, image: np.ndarray, projection: str):
+    def __call__(self, image: np.ndarray, projection: str, closer: float | None = None):
         if image is not self._image:
-            self._image, self._views = image, self._cut(image, projection)
-        return self._views
+            self._image, self._views = image, {}
+        if closer not in self._views:
+            self._views[closer] = self._cut(image, projection, closer)
+        return self._views[closer]
 
 
 class Row:

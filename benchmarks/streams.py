@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from avssl_ros import Localizer, Source, features
 from avssl_ros.geometry import angle_between
-from avssl_ros.localizer import RECENT_SECONDS
+from avssl_ros.localizer import RECENT_SECONDS, CloserLook
 from avssl_ros.tracking import Tracker, TrackingConfig
 from training.evaluate import WITHIN, labels_by_name, write_report
 from training.scenes import TIMELINE_SECONDS, Timeline, open_scenes
@@ -55,21 +55,23 @@ class StreamsConfig:
 
 
 class StillSight:
-    """The encoders of a localizer, with what they saw of one picture kept: timelines do not move."""
+    """The encoders of a localizer, with what they saw of the views of one picture kept: timelines do not move."""
 
     def __init__(self, encoders):
-        self._encoders, self._seen = encoders, None
+        self._encoders, self._seen = encoders, {}
 
     def __getattr__(self, name: str):
         return getattr(self._encoders, name)
 
     def visual(self, views: np.ndarray) -> np.ndarray:
-        if self._seen is None:
-            self._seen = self._encoders.visual(views)
-        return self._seen
+        names = [view.tobytes() for view in views]
+        new = [index for index, name in enumerate(names) if name not in self._seen]
+        if new:
+            self._seen |= zip([names[index] for index in new], self._encoders.visual(views[new]))
+        return np.stack([self._seen[name] for name in names])
 
     def look_again(self) -> None:
-        self._seen = None
+        self._seen.clear()
 
 
 Published = list[tuple[float, list[Source]]]  # time and what was published then
@@ -79,7 +81,8 @@ def play(localizer: Localizer, timeline: Timeline, config: StreamsConfig) -> dic
     """What the stream, and each moment alone, say of a timeline; the localizer's encoders are StillSight."""
     localizer.encoders.look_again()
     tracking = TrackingConfig(onset_confidence=config.onset_confidence, min_on_seconds=config.min_on_seconds)
-    tracker = Tracker(tracking)  # as in LocalizerStream; so each moment is localized once for both rows
+    # As in LocalizerStream; so each moment is localized once for both rows.
+    tracker, closer = Tracker(tracking), CloserLook()
     told: dict[str, Published] = {"frames alone": [], "stream": []}
     window = int(localizer.window_seconds * features.SAMPLE_RATE)
     for time in np.arange(config.step, TIMELINE_SECONDS, config.step):
@@ -88,7 +91,9 @@ def play(localizer: Localizer, timeline: Timeline, config: StreamsConfig) -> dic
         if len(sound) < features.SAMPLE_RATE // 4:
             continue
         moment = localizer._localize(timeline.image, sound, features.SAMPLE_RATE, "equirectangular",
-                                     tracking.offset_confidence, RECENT_SECONDS)  # fmt: skip
+                                     tracking.offset_confidence, RECENT_SECONDS, closer=closer)  # fmt: skip
+        if not moment.active:
+            closer.forget()
         surely = [source for source in moment.sources if source.confidence >= tracking.onset_confidence]
         told["frames alone"].append((time, surely))
         told["stream"].append((time, list(tracker.update(moment.sources, time)[0])))

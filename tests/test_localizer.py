@@ -2,13 +2,14 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 
 from avssl_ros import Localizer
 from avssl_ros.audio_input import read_audio
-from avssl_ros.geometry import ViewLayout, angle_between
-from avssl_ros.localizer import ViewsInTurn
+from avssl_ros.geometry import ViewLayout, angle_between, direction_to_pixel
+from avssl_ros.localizer import CloserLook, ViewsInTurn
 from avssl_ros.paths import demo_scene
 from avssl_ros.video_input import VideoFile
 
@@ -224,6 +225,54 @@ def test_views_in_turn_find_what_all_views_find_in_a_still_picture(localizer, de
             told[count] = stream.process(image, sound, rate, step / 10)
     (one,), (other,) = told[0].sources, told[1].sources
     assert angle_between(one.azimuth, one.elevation, other.azimuth, other.elevation) < np.radians(1)
+
+
+def test_a_view_that_takes_no_turns_is_always_looked_at_anew():
+    see, given = ViewsInTurn(Eyes(), 1), [np.full((5, 2, 2, 3), frame, np.uint8) for frame in range(3)]
+    seen = [see(views, 1).ravel().tolist() for views in given]
+    assert seen == [[0, 0, 0, 0, 0], [1, 0, 0, 0, 1], [1, 2, 0, 0, 2]]
+    assert see(given[2][:4]).ravel().tolist() == [1, 2, 2, 0]
+
+
+@pytest.mark.parametrize("azimuth_deg", [0.0, 100.0, 180.0, -75.0])
+def test_a_closer_view_shows_the_same_at_the_same_place_as_the_others(localizer, azimuth_deg):
+    """Through the real views and maps, with a bright spot whose brightness stands for an embedding."""
+    azimuth, elevation = np.radians(azimuth_deg), np.radians(8.0)
+    image = np.zeros((480, 960, 3), np.uint8)
+    column, row = direction_to_pixel(azimuth, elevation, 960, 480)
+    for shift in (-960, 0, 960):
+        cv2.circle(image, (round(float(column)) + shift, round(float(row))), 12, (255, 255, 255), -1)
+    look = CloserLook()
+    look.aim(azimuth)
+    views, surface = localizer.cut(image, "equirectangular", look.azimuth)
+    alone, usual = localizer.cut(image, "equirectangular")
+    assert (len(views), len(alone)) == (5, 4) and np.array_equal(views[:4], alone)
+    bright = views[..., 0].reshape(5, views.shape[1] // 16, 16, -1, 16).mean(axis=(2, 4)).reshape(1, -1)
+    for maps in (surface.project(bright), 2 * surface.project(np.where(np.arange(bright.size) < bright.size * 4 // 5,
+                                                                       0, bright))):  # fmt: skip
+        at = np.unravel_index(maps[0].argmax(), maps[0].shape)
+        assert angle_between(surface.azimuth[at], surface.elevation[at], azimuth, elevation) < np.radians(3)
+    without = usual.project(bright[:, : bright.size * 4 // 5])[0]
+    far = angle_between(surface.azimuth, surface.elevation, azimuth, 0.0) > np.radians(50)
+    assert np.array_equal(surface.project(bright)[0][far], without[far])
+
+
+def test_a_stream_looks_closer_at_what_it_found_and_no_more_after_silence(localizer, demo):
+    source = first_sounding(demo)
+    stream, shown = localizer.stream(), []
+    stream._see = lambda views, always: shown.append((len(views), always)) or localizer.encoders.visual(views)
+    stream._see.forget = lambda: None
+    image, sound, rate = moment(demo, (source["from"] + source["to"]) / 2 + 0.4)
+    for step in range(6):
+        scene = stream.process(image, sound, rate, step / 10)
+    assert shown == [(4, 0)] + [(5, 1)] * 5
+    off = np.degrees(scene.sources[0].azimuth) - stream._closer.azimuth
+    assert abs((off + 180) % 360 - 180) <= 12
+    stream.process(image, np.zeros(2 * rate, np.float32), rate, 0.6)
+    assert stream._closer.azimuth is None
+    with_narrow_views = localizer.with_views(ViewLayout(fov_deg=60.0))
+    assert len(with_narrow_views.cut(image, "equirectangular", 0.0)[0]) == 4
+    assert localizer.stream(look_closer=False)._closer is None
 
 
 @pytest.mark.parametrize("count", [-1, 5])

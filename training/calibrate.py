@@ -27,7 +27,7 @@ from tqdm import trange
 from avssl_ros import Localizer, features, fusion
 from avssl_ros.clustering import Cluster
 from avssl_ros.geometry import angle_between
-from avssl_ros.localizer import RECENT_SECONDS
+from avssl_ros.localizer import RECENT_SECONDS, CloserLook
 from training.clip_collection import ClipsConfig
 from training.data import read_concepts
 from training.scenes import TIMELINE_SECONDS, PlacedObject, Scene, Timeline, open_scenes
@@ -61,15 +61,18 @@ Rounds = list[tuple[np.ndarray, np.ndarray]]  # of each the features (n, F) of i
 
 
 def candidates(localizer: Localizer, visual: np.ndarray, clusters: list[Cluster], surface: fusion.Surface,
-               sounding: Sequence[PlacedObject]) -> Rounds:  # fmt: skip
+               sounding: Sequence[PlacedObject], closer: CloserLook | None = None) -> Rounds:  # fmt: skip
     """The candidates of each round for what is heard, of which those are right that lie on something of `sounding`.
 
     Args:
         visual: (P, D) embeddings of the patches of all views.
+        closer: aimed at the likeliest of them.
     """
     rounds, found_before = [], set()
     explained = fusion.explain(visual, clusters, localizer.prototypes, surface, localizer.made_by)
     for _, found in islice(explained, ROUNDS):
+        if closer and not rounds:
+            closer.aim(found[0].region.azimuth)
         at = [{index for index, placed in enumerate(sounding) if _angle(c.region, placed) <= RIGHT_WITHIN}
               for c in found]
         rounds.append((np.stack([c.features for c in found]), np.array([bool(hit - found_before) for hit in at])))
@@ -96,7 +99,7 @@ def moments(localizer: Localizer, timeline: Timeline) -> Rounds:
     What sounds for half of RECENT_SECONDS or longer is right; moments in which something begins or ends within them and
     sounds for less are left out.
     """
-    visual, surface = _look(localizer, timeline.image)
+    closer, seen = CloserLook(), {}
     rounds, window = [], int(localizer.window_seconds * features.SAMPLE_RATE)
     for time in np.arange(RECENT_SECONDS, TIMELINE_SECONDS, MOMENT_STEP):
         shares = [(s, (min(s.end, time) - max(s.start, time - RECENT_SECONDS)) / RECENT_SECONDS)
@@ -105,13 +108,19 @@ def moments(localizer: Localizer, timeline: Timeline) -> Rounds:
             continue
         end = int(time * features.SAMPLE_RATE)
         clusters = localizer.hear(timeline.sound[max(0, end - window):end], RECENT_SECONDS)
+        if not clusters:
+            closer.forget()
+            continue
+        if closer.azimuth not in seen:
+            seen[closer.azimuth] = _look(localizer, timeline.image, closer.azimuth)
+        visual, surface = seen[closer.azimuth]
         sounding = [timeline.objects[s.placed] for s, share in shares if share >= 0.5 and s.placed is not None]
-        rounds += candidates(localizer, visual, clusters, surface, sounding) if clusters else []
+        rounds += candidates(localizer, visual, clusters, surface, sounding, closer)
     return rounds
 
 
-def _look(localizer: Localizer, image: np.ndarray) -> tuple[np.ndarray, fusion.Surface]:
-    views, surface = localizer.cut(image, "equirectangular")
+def _look(localizer: Localizer, image: np.ndarray, closer: float | None = None) -> tuple[np.ndarray, fusion.Surface]:
+    views, surface = localizer.cut(image, "equirectangular", closer)
     return localizer.encoders.visual(views).reshape(-1, localizer.encoders.dimensions), surface
 
 

@@ -95,7 +95,7 @@ class Answers:
         def change() -> None:
             self._end_sources()
             self._localizer = localizer
-            self._stream.change_localizer(localizer, self.values["views_per_frame"])
+            self._stream.change_localizer(localizer, self.values["views_per_frame"], self.values["look_closer"])
 
         self._changes.put(change)
 

@@ -149,7 +149,8 @@ class LocalizerNode(LifecycleNode, Process):
         values = self._values
         self._localizer = make_localizer(values)
         warm_up(self._localizer, values["projection"])
-        stream = self._localizer.stream(values["projection"], values["views_per_frame"], **self._tracking(values))
+        stream = self._localizer.stream(values["projection"], values["views_per_frame"], values["look_closer"],
+                                        **self._tracking(values))  # fmt: skip
         frames = SourceFrames(self) if values["broadcast_tf"] else None
         self._health, self._states, self._outputs = Health(), States(), Outputs(self, frames)
         self._answers = Answers(self, self._localizer, stream, self._outputs, self._health)

@@ -165,6 +165,12 @@ LOCALIZER = (
         range=(0, 36),
     ),
     Parameter(
+        "look_closer",
+        True,
+        "Look with one more view of each image closer at what the last one found likeliest to sound. Finds more that "
+        "is small or far away; costs as much as one view more. Equirectangular images only.",
+    ),
+    Parameter(
         "rate",
         15.0,
         "Most images processed per second; 0 is as many as the computer manages. Others are dropped.",
@@ -179,8 +185,8 @@ LOCALIZER = (
     Parameter(
         "onset_confidence",
         _TRACKING.onset_confidence,
-        "Confidence at which a source begins (0.45 instead of 0.5 once it lasted a second, other values alike); not below "
-        "offset_confidence.",
+        "Confidence at which a source begins (0.45 instead of 0.5 once it lasted a second, other values alike); not "
+        "below offset_confidence.",
         range=(0.0, 1.0),
     ),
     Parameter(
@@ -221,7 +227,7 @@ LOCALIZER = (
 )
 VIEWS = (
     "fov_deg", "view_azimuths_deg", "view_elevation_deg", "view_fov_deg", "view_vertical_fov_deg",
-    "view_projection", "view_size", "views_per_frame",
+    "view_projection", "view_size", "views_per_frame", "look_closer",
 )  # fmt: skip
 TRACKING = ("onset_confidence", "offset_confidence", "min_on_seconds", "min_off_seconds", "max_step_deg")
 

@@ -62,7 +62,7 @@ class LoudnessStream:
         heard = (Unseen("lamp", 7, min(1.0, 10 * loudness), np.zeros(1)),) if loudness > LOUD else ()
         return Localization((), np.zeros((1, 1), np.float32), heard, bool(heard), time, self.silence(time))
 
-    def change_localizer(self, localizer, views_per_frame: int) -> tuple[Event, ...]:
+    def change_localizer(self, localizer, views_per_frame: int, look_closer: bool) -> tuple[Event, ...]:
         return self.silence(0.0)
 
     def silence(self, time: float) -> tuple[Event, ...]:
@@ -88,7 +88,7 @@ class LoudnessLocalizer:
         stream = self.stream()
         return stream.look(image, stream.hear(audio, sample_rate), 0.0)
 
-    def stream(self, projection="equirectangular", views_per_frame=0, **tracking) -> LoudnessStream:
+    def stream(self, projection="equirectangular", views_per_frame=0, look_closer=True, **tracking) -> LoudnessStream:
         return LoudnessStream(TrackingConfig(**tracking))
 
 

@@ -31,15 +31,16 @@ def test_the_fit_finds_the_odds_that_rounds_were_drawn_from():
 
 
 class Hears:
-    """A localizer that hears something in every moment and keeps how much sound it was given."""
+    """A localizer that hears something in every moment and keeps how much sound it was given, and where it looked."""
 
     window_seconds, prototypes, made_by = 2.0, None, {}
     encoders = SimpleNamespace(visual=lambda views: np.zeros((1, 4)), dimensions=4)
 
     def __init__(self):
-        self.lengths = []
+        self.lengths, self.closer = [], []
 
-    def cut(self, image, projection):
+    def cut(self, image, projection, closer):
+        self.closer.append(closer)
         return None, None
 
     def hear(self, sound, recent):
@@ -60,6 +61,7 @@ def test_moments_are_right_where_what_sounds_now_is(monkeypatch):
     rounds = calibrate.moments(localizer, timeline)
     rights = np.array([right for _, right in rounds])
     assert max(localizer.lengths) == 2 * 32000
+    assert localizer.closer == [None, 22.5]  # at the likeliest candidate, which stands at 29 degrees, once for all
     # Each sounds 3 s; at either end a moment is sure once half of the last 0.5 s are of it.
     assert rights[:, 0].sum() == pytest.approx(31, abs=2) and rights[:, 1].sum() == pytest.approx(31, abs=2)
     assert not rights.all(axis=1).any()
