@@ -68,7 +68,7 @@ class NoiseConfig:
     view_projection: ViewProjection = "perspective"  # how views are flattened
     seconds: float = 60.0  # of each noise alone: 30 minutes of all without people
     noises: int | None = None  # how many of them; None: all
-    voices: int = 4  # above each of them, before a picture each; noise alone is played before the first
+    voices: int = 12  # above each of them, before a picture each; noise alone is played before the first
     snr_db: float = 5.0
     step: float = 0.2  # seconds between two moments
     seed: int = 5
