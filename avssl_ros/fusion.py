@@ -8,7 +8,7 @@ the next source is looked for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import cv2
@@ -44,10 +44,11 @@ class Surface:
     area: np.ndarray
     wraps: bool
     project: object
-    vectors: np.ndarray = field(init=False)
+    vectors: np.ndarray | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "vectors", direction_to_vector(self.azimuth, self.elevation))
+        if self.vectors is None:
+            object.__setattr__(self, "vectors", direction_to_vector(self.azimuth, self.elevation))
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ class ViewLayout:
         return max(multiple, round(size * up / across / multiple) * multiple), size
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def sampling_map(layout: ViewLayout, shape: tuple[int, int], width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     """cv2.remap maps that cut all views of `layout`, stacked vertically, from an image of `width` x `height`.
 
@@ -161,10 +161,17 @@ def _perspective_samples(layout: ViewLayout, shape: tuple[int, int], width: int,
     return columns[..., 0], rows[..., 0]
 
 
-def cut_views(image: np.ndarray, layout: ViewLayout, shape: tuple[int, int]) -> np.ndarray:
-    """Views (views, *shape, 3) uint8 of an equirectangular image (H, W, 3) uint8, in one pass."""
+def cut_views(image: np.ndarray, layout: ViewLayout, shape: tuple[int, int], turned_deg: float = 0.0) -> np.ndarray:
+    """Views (views, *shape, 3) uint8 of an equirectangular image (H, W, 3) uint8, in one pass.
+
+    Args:
+        turned_deg: by how much all views are turned beyond their azimuths, counter-clockwise, to the nearest column.
+    """
     height, width = image.shape[:2]
     map_1, map_2 = sampling_map(layout, shape, width, height)
+    if turned_deg:
+        map_1 = map_1.copy()
+        map_1[..., 0] = (map_1[..., 0] - round(turned_deg / 360 * width)) % width
     views = cv2.remap(image, map_1, map_2, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     return views.reshape(len(layout), *shape, *image.shape[2:])
 
@@ -213,7 +220,7 @@ class SphereGrid:
         return np.ascontiguousarray(maps.T).reshape(len(values), *self.seen.shape)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def sphere_grid(layout: ViewLayout, patches: tuple[int, int], width: int) -> SphereGrid:
     """The grid of `width` x `width / 2` cells for views of `patches` (rows, columns); computed once for each layout.
 

@@ -35,7 +35,7 @@ RECENT_SHARE = 0.3  # of that a sound needs: in so few patches strays weigh more
 # scenes, seen in perspective views, 79 % were right at 4.4 and 74 % at 3.3.
 PIXELS_PER_VIEW_PIXEL = 4.4
 CLOSE_FOV_DEG = 60.0  # across a closer view: two thirds more pixels for each degree than in a view of 100
-CLOSE_AZIMUTHS = 16  # that it can be aimed at, so that what it is for stands within 12 degrees of its middle
+CLOSE_STEP_DEG = 22.5  # between directions that it can be aimed at: whole cells of the map, 16 of them
 LARGEST_TIME_STEP = 10.0  # seconds; a later frame than that starts the tracks afresh
 
 
@@ -175,9 +175,9 @@ class Localizer:
             views = cut_views(image, self.layout, shape)
             if closer is None or self.layout.fov_deg <= CLOSE_FOV_DEG:
                 return views, sphere_surface(self.layout, patches)
-            close = close_layout(closer, self.layout.elevation_deg, shape)
-            return (np.concatenate([views, cut_views(image, close, shape)]),
-                    closer_surface(self.layout, close, patches))  # fmt: skip
+            close = close_layout(self.layout.elevation_deg, shape)
+            views = np.concatenate([views, cut_views(image, close, shape, closer)])
+            return views, closer_surface(self.layout, close, patches, closer)
         view = fit_to_network(image, size)
         rows, columns = view.shape[0] // stride, view.shape[1] // stride
         return view[None], plane_surface(rows, columns, image.shape[0] / image.shape[1], self.fov_deg)
@@ -250,15 +250,13 @@ class ViewsInTurn:
             return self._encoders.visual(views)
         views, others = np.split(views, [len(views) - always])
         if views.shape != self._shape:
-            self._shape, self._next = views.shape, 0
-            turn = np.arange(len(views))
-        else:
-            turn = (self._next + np.arange(min(self._count, len(views)))) % len(views)
-            self._next = (self._next + len(turn)) % len(views)
+            seen = self._encoders.visual(np.concatenate([views, others]))
+            self._shape, self._seen, self._next = views.shape, seen[: len(views)].copy(), 0
+            return seen
+        turn = (self._next + np.arange(min(self._count, len(views)))) % len(views)
         seen = self._encoders.visual(np.concatenate([views[turn], others]))
-        if len(turn) == len(views):
-            self._seen = np.empty_like(seen[: len(views)])
         self._seen[turn] = seen[: len(turn)]
+        self._next = (self._next + len(turn)) % len(views)
         return np.concatenate([self._seen, seen[len(turn) :]])
 
     def forget(self) -> None:
@@ -281,9 +279,8 @@ class CloserLook:
         self.azimuth: float | None = None
 
     def aim(self, azimuth: float) -> None:
-        """At a direction in radians, or nearly: views of few directions are kept ready."""
-        step = 360.0 / CLOSE_AZIMUTHS
-        self.azimuth = round(np.degrees(azimuth) / step) % CLOSE_AZIMUTHS * step
+        """At an azimuth in radians, or within half of CLOSE_STEP_DEG."""
+        self.azimuth = round(np.degrees(azimuth) / CLOSE_STEP_DEG) * CLOSE_STEP_DEG % 360.0
 
     def forget(self) -> None:
         """After silence something else may sound."""
@@ -453,21 +450,20 @@ def sphere_surface(layout: ViewLayout, patches: tuple[int, int]) -> fusion.Surfa
     return fusion.Surface(azimuth, elevation, area, True, grid.project)
 
 
-def close_layout(azimuth: float, elevation: float, shape: tuple[int, int]) -> ViewLayout:
-    """One closer view of `shape` (height, width), of square pixels, along directions in degrees."""
+def close_layout(elevation: float, shape: tuple[int, int]) -> ViewLayout:
+    """One closer view of `shape` (height, width), of square pixels, ahead at an elevation in degrees."""
     height = np.tan(np.radians(CLOSE_FOV_DEG) / 2) * shape[0] / shape[1]
-    return ViewLayout((azimuth,), elevation, CLOSE_FOV_DEG, float(np.clip(np.degrees(2 * np.arctan(height)), 30, 150)))
+    return ViewLayout((0.0,), elevation, CLOSE_FOV_DEG, float(np.clip(np.degrees(2 * np.arctan(height)), 30, 150)))
 
 
-@lru_cache(maxsize=2 * CLOSE_AZIMUTHS)
-def closer_surface(layout: ViewLayout, close: ViewLayout, patches: tuple[int, int]) -> fusion.Surface:
-    """As `sphere_surface`, of the patches of all views of `layout` and after them those of the one of `close`."""
+def closer_surface(layout: ViewLayout, close: ViewLayout, patches: tuple[int, int], turned: float) -> fusion.Surface:
+    """As `sphere_surface`, of the patches of all views of `layout`, and after them those of `close`, turned by degrees."""
     wide, near = sphere_surface(layout, patches), sphere_grid(close, patches, MAP_WIDTH)
-    count = len(layout) * patches[0] * patches[1]
+    count, cells = len(layout) * patches[0] * patches[1], -round(turned / 360 * MAP_WIDTH)
 
     def project(values: np.ndarray) -> np.ndarray:
-        maps = wide.project(values[:, :count])
-        return np.where(near.seen, (maps + near.project(values[:, count:])) / 2, maps)
+        maps, close_maps = wide.project(values[:, :count]), near.project(values[:, count:])
+        return np.where(np.roll(near.seen, cells, 1), (maps + np.roll(close_maps, cells, 2)) / 2, maps)
 
     return replace(wide, project=project)
 
