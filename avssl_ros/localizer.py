@@ -457,7 +457,7 @@ def close_layout(elevation: float, shape: tuple[int, int]) -> ViewLayout:
 
 
 def closer_surface(layout: ViewLayout, close: ViewLayout, patches: tuple[int, int], turned: float) -> fusion.Surface:
-    """As `sphere_surface`, of the patches of all views of `layout`, then those of `close`, which is turned by degrees."""
+    """As `sphere_surface`, of the patches of all views of `layout`, then of the one of `close`, turned by degrees."""
     wide, near = sphere_surface(layout, patches), sphere_grid(close, patches, MAP_WIDTH)
     count, cells = len(layout) * patches[0] * patches[1], -round(turned / 360 * MAP_WIDTH)
 
