@@ -146,7 +146,8 @@ class Localizer:
         if clusters is None:
             return Localization((), np.zeros(surface.azimuth.shape, np.float32), (), active=False)
         with blas.one_thread():
-            visual = (see or ViewsInTurn(self.encoders, 0))(views, int(len(views) > len(self.layout)))
+            # A closer view is of what the last frame said, and takes no turns.
+            visual = see(views, int(len(views) > len(self.layout))) if see else self.encoders.visual(views)
             visual = visual.reshape(-1, self.encoders.dimensions)
             return self._scene(clusters, visual, surface, publish, recent, closer)
 

@@ -248,8 +248,9 @@ def test_a_closer_view_shows_the_same_at_the_same_place_as_the_others(localizer,
     alone, usual = localizer.cut(image, "equirectangular")
     assert (len(views), len(alone)) == (5, 4) and np.array_equal(views[:4], alone)
     bright = views[..., 0].reshape(5, views.shape[1] // 16, 16, -1, 16).mean(axis=(2, 4)).reshape(1, -1)
-    for maps in (surface.project(bright), 2 * surface.project(np.where(np.arange(bright.size) < bright.size * 4 // 5,
-                                                                       0, bright))):  # fmt: skip
+    is_closer = np.arange(bright.size) >= bright.size * 4 // 5
+    for shown in (bright, bright * is_closer, bright * ~is_closer):
+        maps = surface.project(shown)
         at = np.unravel_index(maps[0].argmax(), maps[0].shape)
         assert angle_between(surface.azimuth[at], surface.elevation[at], azimuth, elevation) < np.radians(3)
     without = usual.project(bright[:, : bright.size * 4 // 5])[0]
