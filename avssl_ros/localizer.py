@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -36,6 +37,9 @@ RECENT_SHARE = 0.3  # of that a sound needs: in so few patches strays weigh more
 PIXELS_PER_VIEW_PIXEL = 4.4
 CLOSE_FOV_DEG = 60.0  # across a closer view: two thirds more pixels for each degree than in a view of 100
 CLOSE_STEP_DEG = 22.5  # between directions that it can be aimed at: whole cells of the map, 16 of them
+CLOSER_VIEWS = 4  # at most, of a single image; a frame of a stream gets one
+CLOSER_APART_DEG = 45.0  # at least, between them: what is nearer to the middle of one is well in it
+CLOSER_ROUNDS = 4  # of `fusion.explain` whose candidates get closer views
 LARGEST_TIME_STEP = 10.0  # seconds; a later frame than that starts the tracks afresh
 
 
@@ -93,7 +97,7 @@ class Localizer:
         return round(PIXELS_PER_VIEW_PIXEL * self.view_size) if projection == "equirectangular" else 4 * self.view_size
 
     def localize(self, image, audio, sample_rate, projection: str = "equirectangular") -> Localization:
-        """Sources in one image with the sound that belongs to it; no state is kept.
+        """Sources in one image with the sound that belongs to it; no state is kept. Looks twice, see `look_closer`.
 
         Args:
             image: RGB uint8 (H, W, 3); equirectangular images are twice as wide as high.
@@ -141,15 +145,39 @@ class Localizer:
               see: ViewsInTurn | None = None, closer: CloserLook | None = None) -> Localization:  # fmt: skip
         _check_projection(projection)
         image = check_image(image, projection)
-        views, surface = self.cut(image, projection, closer.azimuth if closer else None)
+        views, surface = self.cut(image, projection, closer.azimuths if closer else ())
         clusters = heard()  # before BLAS is held to one thread: who hears in another thread does that as well
         if clusters is None:
             return Localization((), np.zeros(surface.azimuth.shape, np.float32), (), active=False)
         with blas.one_thread():
             # A closer view is of what the last frame said, and takes no turns.
-            visual = see(views, int(len(views) > len(self.layout))) if see else self.encoders.visual(views)
+            visual = see(views, max(0, len(views) - len(self.layout))) if see else self.encoders.visual(views)
             visual = visual.reshape(-1, self.encoders.dimensions)
+            if recent is None and projection == "equirectangular":
+                visual, surface = self.look_closer(image, clusters, visual, surface)
             return self._scene(clusters, visual, surface, publish, recent, closer)
+
+    def look_closer(self, image: np.ndarray, clusters: list[Cluster], visual: np.ndarray,
+                    surface: fusion.Surface) -> tuple[np.ndarray, fusion.Surface]:  # fmt: skip
+        """A second look at a single equirectangular image, with closer views of what may sound in it, sure or not.
+
+        Args:
+            clusters: what is heard. visual: (P, D) embeddings of the views of the layout. surface: that of their maps.
+
+        Returns:
+            The embeddings with those of the closer views after them, and the surface of the maps of all of them.
+        """
+        if not clusters:
+            return visual, surface
+        explained = fusion.explain(visual, clusters, self.prototypes, surface, self.made_by)
+        found = [[candidate.region.azimuth for candidate in rest] for _, rest in islice(explained, CLOSER_ROUNDS)]
+        # What is likeliest of every sound before what else may make it.
+        aims = closer_azimuths([*(azimuths[0] for azimuths in found), *(a for azimuths in found for a in azimuths[1:])])
+        views, surface = self.cut(image, "equirectangular", aims)
+        if len(views) == len(self.layout):
+            return visual, surface
+        closer = self.encoders.visual(views[len(self.layout) :]).reshape(-1, self.encoders.dimensions)
+        return np.concatenate([visual, closer]), surface
 
     def _scene(self, clusters: list[Cluster], visual: np.ndarray, surface: fusion.Surface, publish: float,
                recent: float | None, closer: CloserLook | None) -> Localization:  # fmt: skip
@@ -163,21 +191,21 @@ class Localizer:
         return Localization(tuple(sources), joint, tuple(unseen), active=True)
 
     def cut(self, image: np.ndarray, projection: str,
-            closer: float | None = None) -> tuple[np.ndarray, fusion.Surface]:  # fmt: skip
+            closer: tuple[float, ...] = ()) -> tuple[np.ndarray, fusion.Surface]:  # fmt: skip
         """The views (N, H, W, 3) uint8 that the network sees of a checked image, and the surface of their maps.
 
         Args:
-            closer: azimuth in degrees of one closer view after those of the layout, where these are wider.
+            closer: azimuths in degrees of closer views after those of the layout, where these are wider.
         """
         size, stride = self.view_size, self.encoders.stride
         if projection == "equirectangular":
             shape = self.layout.view_shape(size)
             patches = shape[0] // stride, shape[1] // stride
             views = cut_views(image, self.layout, shape)
-            if closer is None or self.layout.fov_deg <= CLOSE_FOV_DEG:
+            if not closer or self.layout.fov_deg <= CLOSE_FOV_DEG:
                 return views, sphere_surface(self.layout, patches)
             close = close_layout(self.layout.elevation_deg, shape)
-            views = np.concatenate([views, cut_views(image, close, shape, closer)])
+            views = np.concatenate([views, *(cut_views(image, close, shape, azimuth) for azimuth in closer)])
             return views, closer_surface(self.layout, close, patches, closer)
         view = fit_to_network(image, size)
         rows, columns = view.shape[0] // stride, view.shape[1] // stride
@@ -265,6 +293,19 @@ class ViewsInTurn:
         self._shape = None
 
 
+def closer_azimuths(azimuths: Iterable[float], count: int = CLOSER_VIEWS) -> tuple[float, ...]:
+    """Degrees, ascending, of up to `count` closer views for azimuths in radians, those that matter most first.
+
+    They are rounded to CLOSE_STEP_DEG; what lies well within a view already chosen gets none of its own.
+    """
+    chosen: list[float] = []
+    for azimuth in azimuths:
+        aim = round(np.degrees(azimuth) / CLOSE_STEP_DEG) * CLOSE_STEP_DEG % 360.0
+        if len(chosen) < count and all(abs((aim - other + 180) % 360 - 180) >= CLOSER_APART_DEG for other in chosen):
+            chosen.append(aim)
+    return tuple(sorted(chosen))
+
+
 class CloserLook:
     """Where one more view of the next frame is aimed: at what this one found likeliest to sound, sure or not.
 
@@ -273,19 +314,19 @@ class CloserLook:
     to look is of the frame before, so that nothing is told that is no longer there.
 
     Attributes:
-        azimuth: degrees, of the view's middle; None where nothing was found yet, for no closer view.
+        azimuths: degrees, of the view's middle; none where nothing was found yet, for no closer view.
     """
 
     def __init__(self):
-        self.azimuth: float | None = None
+        self.azimuths: tuple[float, ...] = ()
 
     def aim(self, azimuth: float) -> None:
         """At an azimuth in radians, or within half of CLOSE_STEP_DEG."""
-        self.azimuth = round(np.degrees(azimuth) / CLOSE_STEP_DEG) * CLOSE_STEP_DEG % 360.0
+        self.azimuths = closer_azimuths([azimuth])
 
     def forget(self) -> None:
         """After silence something else may sound."""
-        self.azimuth = None
+        self.azimuths = ()
 
 
 class LocalizerStream:
@@ -457,14 +498,20 @@ def close_layout(elevation: float, shape: tuple[int, int]) -> ViewLayout:
     return ViewLayout((0.0,), elevation, CLOSE_FOV_DEG, float(np.clip(np.degrees(2 * np.arctan(height)), 30, 150)))
 
 
-def closer_surface(layout: ViewLayout, close: ViewLayout, patches: tuple[int, int], turned: float) -> fusion.Surface:
-    """As `sphere_surface`, of the patches of all views of `layout`, then of the one of `close`, turned by degrees."""
+def closer_surface(layout: ViewLayout, close: ViewLayout, patches: tuple[int, int],
+                   turned: tuple[float, ...]) -> fusion.Surface:  # fmt: skip
+    """As `sphere_surface`, of the patches of all views of `layout`, then of `close` turned by each so many degrees."""
     wide, near = sphere_surface(layout, patches), sphere_grid(close, patches, MAP_WIDTH)
-    count, cells = len(layout) * patches[0] * patches[1], -round(turned / 360 * MAP_WIDTH)
+    of_view = patches[0] * patches[1]
+    cells = [-round(degrees / 360 * MAP_WIDTH) for degrees in turned]
+    shown = 1 + sum(np.roll(near.seen, shift, 1).astype(np.float32) for shift in cells)
 
     def project(values: np.ndarray) -> np.ndarray:
-        maps, close_maps = wide.project(values[:, :count]), near.project(values[:, count:])
-        return np.where(np.roll(near.seen, cells, 1), (maps + np.roll(close_maps, cells, 2)) / 2, maps)
+        maps, *close_maps = np.split(values, len(layout) * of_view + of_view * np.arange(len(cells)), axis=1)
+        total = wide.project(maps)
+        for shift, close_map in zip(cells, close_maps):
+            total += np.roll(near.project(close_map), shift, 2)  # 0 where it shows nothing
+        return total / shown
 
     return replace(wide, project=project)
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import scipy.signal
 import tyro
-from streams import ANSWERED, StillSight
+from streams import ANSWERED
 from tqdm import tqdm
 
 from avssl_ros import Localization, Localizer, blas, features
@@ -41,7 +41,7 @@ from avssl_ros.audio_input import read_audio
 from avssl_ros.geometry import ViewLayout, ViewProjection, angle_between
 from avssl_ros.noise import NoiseProfile
 from training.data import read_items, read_people
-from training.evaluate import WITHIN, labels_by_name, write_report
+from training.evaluate import WITHIN, StillSight, labels_by_name, write_report
 from training.mixing import fan, hum, pink_noise
 from training.scenes import SceneGenerator, open_scenes
 
@@ -126,7 +126,7 @@ class StillCut:
     def __init__(self, cut):
         self._cut, self._image, self._views = cut, None, {}
 
-    def __call__(self, image: np.ndarray, projection: str, closer: float | None = None):
+    def __call__(self, image: np.ndarray, projection: str, closer: tuple[float, ...] = ()):
         if image is not self._image:
             self._image, self._views = image, {}
         if closer not in self._views:

@@ -31,7 +31,7 @@ from avssl_ros import Localizer, Source, features
 from avssl_ros.geometry import angle_between
 from avssl_ros.localizer import RECENT_SECONDS, CloserLook
 from avssl_ros.tracking import Tracker, TrackingConfig
-from training.evaluate import WITHIN, labels_by_name, write_report
+from training.evaluate import WITHIN, StillSight, labels_by_name, write_report
 from training.scenes import TIMELINE_SECONDS, Timeline, open_scenes
 
 LINGERS = 1.0  # seconds after its end in which a source is late and not false
@@ -52,26 +52,6 @@ class StreamsConfig:
     min_on_seconds: float = TrackingConfig.min_on_seconds
     seed: int = 3
     json: Path | None = None  # also write the figures here
-
-
-class StillSight:
-    """The encoders of a localizer, with what they saw of the views of one picture kept: timelines do not move."""
-
-    def __init__(self, encoders):
-        self._encoders, self._seen = encoders, {}
-
-    def __getattr__(self, name: str):
-        return getattr(self._encoders, name)
-
-    def visual(self, views: np.ndarray) -> np.ndarray:
-        names = [view.tobytes() for view in views]
-        new = [index for index, name in enumerate(names) if name not in self._seen]
-        if new:
-            self._seen |= zip([names[index] for index in new], self._encoders.visual(views[new]))
-        return np.stack([self._seen[name] for name in names])
-
-    def look_again(self) -> None:
-        self._seen.clear()
 
 
 Published = list[tuple[float, list[Source]]]  # time and what was published then

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from avssl_ros import Localizer
+from avssl_ros import Localizer, features, fusion
 from avssl_ros.audio_input import read_audio
 from avssl_ros.geometry import ViewLayout, angle_between, direction_to_pixel
-from avssl_ros.localizer import CloserLook, ViewsInTurn
+from avssl_ros.localizer import CloserLook, ViewsInTurn, closer_azimuths
 from avssl_ros.paths import demo_scene
 from avssl_ros.video_input import VideoFile
 
@@ -244,7 +244,7 @@ def test_a_closer_view_shows_the_same_at_the_same_place_as_the_others(localizer,
         cv2.circle(image, (round(float(column)) + shift, round(float(row))), 12, (255, 255, 255), -1)
     look = CloserLook()
     look.aim(azimuth)
-    views, surface = localizer.cut(image, "equirectangular", look.azimuth)
+    views, surface = localizer.cut(image, "equirectangular", look.azimuths)
     alone, usual = localizer.cut(image, "equirectangular")
     assert (len(views), len(alone)) == (5, 4) and np.array_equal(views[:4], alone)
     bright = views[..., 0].reshape(5, views.shape[1] // 16, 16, -1, 16).mean(axis=(2, 4)).reshape(1, -1)
@@ -267,13 +267,42 @@ def test_a_stream_looks_closer_at_what_it_found_and_no_more_after_silence(locali
     for step in range(6):
         scene = stream.process(image, sound, rate, step / 10)
     assert shown == [(4, 0)] + [(5, 1)] * 5
-    off = np.degrees(scene.sources[0].azimuth) - stream._closer.azimuth
+    (aimed,) = stream._closer.azimuths
+    off = np.degrees(scene.sources[0].azimuth) - aimed
     assert abs((off + 180) % 360 - 180) <= 12
     stream.process(image, np.zeros(2 * rate, np.float32), rate, 0.6)
-    assert stream._closer.azimuth is None
+    assert stream._closer.azimuths == ()
     with_narrow_views = localizer.with_views(ViewLayout(fov_deg=60.0))
-    assert len(with_narrow_views.cut(image, "equirectangular", 0.0)[0]) == 4
+    assert len(with_narrow_views.cut(image, "equirectangular", (0.0,))[0]) == 4
     assert localizer.stream(look_closer=False)._closer is None
+
+
+def test_closer_views_stand_apart_and_the_likeliest_come_first():
+    degrees = [10.0, 30.0, -170.0, 100.0, -60.0, 60.0]  # 30 is in the view of 10, and four are enough
+    assert closer_azimuths(np.radians(degrees)) == (0.0, 90.0, 180.0, 292.5)
+    assert closer_azimuths(np.radians([179.0, -179.0, 0.0]), 2) == (0.0, 180.0)  # the two nearest are one direction
+    assert closer_azimuths([]) == ()
+
+
+def test_a_single_image_is_looked_at_closer_where_something_may_sound(localizer, demo):
+    source = first_sounding(demo)
+    image, sound, rate = moment(demo, (source["from"] + source["to"]) / 2 + 0.4)
+    clusters = localizer.hear(features.as_mono(sound, rate, centred=True))
+    views, surface = localizer.cut(image, "equirectangular")
+    first = localizer.encoders.visual(views).reshape(-1, localizer.encoders.dimensions)
+    visual, closer = localizer.look_closer(image, clusters, first, surface)
+    of_view = len(first) // 4
+    assert len(visual) % of_view == 0 and 5 * of_view <= len(visual) <= 8 * of_view
+    assert np.array_equal(visual[: len(first)], first)
+    seen = fusion._seen(visual, localizer.prototypes, [[clusters[0].concepts.argmax()]])
+    at = np.unravel_index(closer.project(seen)[0].argmax(), closer.azimuth.shape)
+    found = localizer.localize(image, sound, rate).sources[0]
+    assert angle_between(closer.azimuth[at], closer.elevation[at], found.azimuth, found.elevation) < np.radians(15)
+    assert localizer.look_closer(image, [], first, surface)[0] is first  # nothing is heard
+    narrow = localizer.with_views(ViewLayout(fov_deg=60.0))  # whose views are as narrow as closer ones
+    views, surface = narrow.cut(image, "equirectangular")
+    first = narrow.encoders.visual(views).reshape(-1, narrow.encoders.dimensions)
+    assert narrow.look_closer(image, clusters, first, surface)[0] is first
 
 
 @pytest.mark.parametrize("count", [-1, 5])

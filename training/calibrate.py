@@ -30,6 +30,7 @@ from avssl_ros.geometry import angle_between
 from avssl_ros.localizer import RECENT_SECONDS, CloserLook
 from training.clip_collection import ClipsConfig
 from training.data import read_concepts
+from training.evaluate import StillSight
 from training.scenes import TIMELINE_SECONDS, PlacedObject, Scene, Timeline, open_scenes
 
 RIGHT_WITHIN = np.radians(20)
@@ -85,7 +86,7 @@ def whole_window(localizer: Localizer, scene: Scene) -> tuple[Rounds, Rounds]:
     clusters = localizer.hear(scene.sound)
     if not clusters:
         return [], []
-    visual, surface = _look(localizer, scene.image)
+    visual, surface = localizer.look_closer(scene.image, clusters, *_look(localizer, scene.image))
     truth = {placed.concept for placed in scene.sounding} | {scene.offscreen}
     concepts = [concept.name for concept in read_concepts()]
     names = [(fusion.unseen_features(sound)[None], np.array([concepts[int(sound.concepts.argmax())] in truth]))
@@ -111,15 +112,15 @@ def moments(localizer: Localizer, timeline: Timeline) -> Rounds:
         if not clusters:
             closer.forget()
             continue
-        if closer.azimuth not in seen:
-            seen[closer.azimuth] = _look(localizer, timeline.image, closer.azimuth)
-        visual, surface = seen[closer.azimuth]
+        if closer.azimuths not in seen:
+            seen[closer.azimuths] = _look(localizer, timeline.image, closer.azimuths)
+        visual, surface = seen[closer.azimuths]
         sounding = [timeline.objects[s.placed] for s, share in shares if share >= 0.5 and s.placed is not None]
         rounds += candidates(localizer, visual, clusters, surface, sounding, closer)
     return rounds
 
 
-def _look(localizer: Localizer, image: np.ndarray, closer: float | None = None) -> tuple[np.ndarray, fusion.Surface]:
+def _look(localizer: Localizer, image: np.ndarray, closer: tuple[float, ...] = ()) -> tuple[np.ndarray, fusion.Surface]:
     views, surface = localizer.cut(image, "equirectangular", closer)
     return localizer.encoders.visual(views).reshape(-1, localizer.encoders.dimensions), surface
 
@@ -167,8 +168,10 @@ def calibrate(config: CalibrateConfig) -> dict:
         new_groups, new_names = whole_window(localizer, scene)
         groups += new_groups
         names += new_names
+    localizer.encoders = StillSight(localizer.encoders)
     if generator.has_timelines:
         for index in trange(config.timelines, unit="timeline", mininterval=5.0):
+            localizer.encoders.look_again()
             of_streams += moments(localizer, generator.timeline(index, BACKGROUND_DB))
     generator.collection.close()
     if not groups:

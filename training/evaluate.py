@@ -60,6 +60,26 @@ class Answer:
     label: str | None = None
 
 
+class StillSight:
+    """The encoders of a localizer, with what they saw of the views of one picture kept: timelines do not move."""
+
+    def __init__(self, encoders):
+        self._encoders, self._seen = encoders, {}
+
+    def __getattr__(self, name: str):
+        return getattr(self._encoders, name)
+
+    def visual(self, views: np.ndarray) -> np.ndarray:
+        names = [view.tobytes() for view in views]
+        new = [index for index, name in enumerate(names) if name not in self._seen]
+        if new:
+            self._seen |= zip([names[index] for index in new], self._encoders.visual(views[new]))
+        return np.stack([self._seen[name] for name in names])
+
+    def look_again(self) -> None:
+        self._seen.clear()
+
+
 def disc(azimuth: float, elevation: float) -> Answer:
     """An answer of a method without a map."""
     return Answer(azimuth, elevation, angle_between(*GRID, azimuth, elevation) <= DISC)

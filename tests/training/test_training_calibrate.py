@@ -61,7 +61,7 @@ def test_moments_are_right_where_what_sounds_now_is(monkeypatch):
     rounds = calibrate.moments(localizer, timeline)
     rights = np.array([right for _, right in rounds])
     assert max(localizer.lengths) == 2 * 32000
-    assert localizer.closer == [None, 22.5]  # at the likeliest candidate, which stands at 29 degrees, once for all
+    assert localizer.closer == [(), (22.5,)]  # at the likeliest candidate, which stands at 29 degrees, once for all
     # Each sounds 3 s; at either end a moment is sure once half of the last 0.5 s are of it.
     assert rights[:, 0].sum() == pytest.approx(31, abs=2) and rights[:, 1].sum() == pytest.approx(31, abs=2)
     assert not rights.all(axis=1).any()
