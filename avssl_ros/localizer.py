@@ -167,17 +167,16 @@ class Localizer:
         Returns:
             The embeddings with those of the closer views after them, and the surface of the maps of all of them.
         """
-        if not clusters:
+        if not clusters or self.layout.fov_deg <= CLOSE_FOV_DEG:
             return visual, surface
         explained = fusion.explain(visual, clusters, self.prototypes, surface, self.made_by)
         found = [[candidate.region.azimuth for candidate in rest] for _, rest in islice(explained, CLOSER_ROUNDS)]
         # What is likeliest of every sound before what else may make it.
         aims = closer_azimuths([*(azimuths[0] for azimuths in found), *(a for azimuths in found for a in azimuths[1:])])
-        views, surface = self.cut(image, "equirectangular", aims)
-        if len(views) == len(self.layout):
+        if not aims:
             return visual, surface
-        closer = self.encoders.visual(views[len(self.layout) :]).reshape(-1, self.encoders.dimensions)
-        return np.concatenate([visual, closer]), surface
+        views, surface = self._cut_closer(image, aims)
+        return np.concatenate([visual, self.encoders.visual(views).reshape(-1, self.encoders.dimensions)]), surface
 
     def _scene(self, clusters: list[Cluster], visual: np.ndarray, surface: fusion.Surface, publish: float,
                recent: float | None, closer: CloserLook | None) -> Localization:  # fmt: skip
@@ -204,12 +203,18 @@ class Localizer:
             views = cut_views(image, self.layout, shape)
             if not closer or self.layout.fov_deg <= CLOSE_FOV_DEG:
                 return views, sphere_surface(self.layout, patches)
-            close = close_layout(self.layout.elevation_deg, shape)
-            views = np.concatenate([views, *(cut_views(image, close, shape, azimuth) for azimuth in closer)])
-            return views, closer_surface(self.layout, close, patches, closer)
+            closer_views, surface = self._cut_closer(image, closer)
+            return np.concatenate([views, closer_views]), surface
         view = fit_to_network(image, size)
         rows, columns = view.shape[0] // stride, view.shape[1] // stride
         return view[None], plane_surface(rows, columns, image.shape[0] / image.shape[1], self.fov_deg)
+
+    def _cut_closer(self, image: np.ndarray, azimuths: tuple[float, ...]) -> tuple[np.ndarray, fusion.Surface]:
+        """Closer views alone, and the surface of the maps of the views of the layout and them."""
+        shape, stride = self.layout.view_shape(self.view_size), self.encoders.stride
+        close = close_layout(self.layout.elevation_deg, shape)
+        views = np.concatenate([cut_views(image, close, shape, azimuth) for azimuth in azimuths])
+        return views, closer_surface(self.layout, close, (shape[0] // stride, shape[1] // stride), azimuths)
 
     def hear(self, samples: np.ndarray, recent: float | None = None) -> list[Cluster] | None:
         """What sounds, apart from where: clusters of the sound's embeddings; None with nothing above floor and noise.
@@ -293,17 +298,17 @@ class ViewsInTurn:
         self._shape = None
 
 
-def closer_azimuths(azimuths: Iterable[float], count: int = CLOSER_VIEWS) -> tuple[float, ...]:
-    """Degrees, ascending, of up to `count` closer views for azimuths in radians, those that matter most first.
+def closer_azimuths(azimuths: Iterable[float]) -> tuple[float, ...]:
+    """Degrees, ascending, of up to CLOSER_VIEWS closer views for azimuths in radians, those that matter most first.
 
     They are rounded to CLOSE_STEP_DEG; what lies well within a view already chosen gets none of its own.
     """
     chosen: list[float] = []
     for azimuth in azimuths:
         aim = round(np.degrees(azimuth) / CLOSE_STEP_DEG) * CLOSE_STEP_DEG % 360.0
-        if len(chosen) < count and all(abs((aim - other + 180) % 360 - 180) >= CLOSER_APART_DEG for other in chosen):
+        if all(abs((aim - other + 180) % 360 - 180) >= CLOSER_APART_DEG for other in chosen):
             chosen.append(aim)
-    return tuple(sorted(chosen))
+    return tuple(sorted(chosen[:CLOSER_VIEWS]))
 
 
 class CloserLook:

@@ -280,7 +280,7 @@ def test_a_stream_looks_closer_at_what_it_found_and_no_more_after_silence(locali
 def test_closer_views_stand_apart_and_the_likeliest_come_first():
     degrees = [10.0, 30.0, -170.0, 100.0, -60.0, 60.0]  # 30 is in the view of 10, and four are enough
     assert closer_azimuths(np.radians(degrees)) == (0.0, 90.0, 180.0, 292.5)
-    assert closer_azimuths(np.radians([179.0, -179.0, 0.0]), 2) == (0.0, 180.0)  # the two nearest are one direction
+    assert closer_azimuths(np.radians([179.0, -179.0, 0.0])) == (0.0, 180.0)  # the two nearest are one direction
     assert closer_azimuths([]) == ()
 
 
