@@ -47,7 +47,7 @@ from avssl_ros.geometry import ViewLayout, angle_between, cut_views, pixel_to_di
 from avssl_ros.paths import shipped_models
 from training.clip_collection import ClipsConfig, open_collection
 from training.data import BACKGROUND, read_concepts
-from training.evaluate import WITHIN, angles, matched
+from training.evaluate import WITHIN, StillSight, angles, matched
 from training.export import write_encoder
 from training.mixing import MixConfig, SceneMixer
 from training.networks import freeze_norms, load_exported, prototypes
@@ -292,12 +292,13 @@ def held_back_trials(localizer: Localizer, looks: dict[int, list[Look]], moments
 
 
 def score(localizer: Localizer, recording: PlaceRecording, trials: list[Trial]) -> float:
-    """F within 20 degrees of the localizer's answers over all trials."""
+    """F within 20 degrees of the localizer's answers over trials sorted by picture; its encoders are StillSight."""
     hits = predicted = truth = 0
     image, number = None, None
     for trial in trials:
         if trial.picture != number:
             image, number = recording.picture(trial.picture), trial.picture
+            localizer.encoders.look_again()  # of the last picture, or of other weights
         found = localizer.localize(image, trial.sound, features.SAMPLE_RATE).sources
         hits += matched(angles(found, trial.truth))
         predicted, truth = predicted + len(found), truth + len(trial.truth)
@@ -355,7 +356,7 @@ def adapt(config: AdaptConfig, report: Callable[[int, float], None] | None = Non
           f"what is heard is theirs; {len(trials)} held back trials; {time.monotonic() - started:.0f} s")
     place = PlaceCollection(recording, learned, inventory, concepts, config.seed)
     model = with_adapters(models, manifest, config)
-    localizer.encoders = TorchEncoders(model.eval(), localizer.encoders)
+    localizer.encoders = StillSight(TorchEncoders(model.eval(), localizer.encoders))
     before = score(localizer, recording, trials)  # new adapters change nothing; both are judged in floating point
     frame = prototypes(len(concepts), manifest["dimensions"])
     best = _learn(model, place, frame, lambda: score(localizer, recording, trials), before, config, report)

@@ -21,6 +21,7 @@ from avssl_ros.paths import shipped_models  # noqa: E402
 from avssl_ros.recorder import Recorder  # noqa: E402
 from training import adapt as adapting  # noqa: E402
 from training.adapt import AdaptConfig, Refused, check_recording, main, score, targets  # noqa: E402
+from training.evaluate import StillSight  # noqa: E402
 from training.mixing import SECONDS  # noqa: E402
 from training.place import Inventory, Look, Thing, log_ratio_of_presence, nearest_look, pair, stretches  # noqa: E402
 from training.recordings import Moment, PlaceRecording, read_recording  # noqa: E402
@@ -196,7 +197,8 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.shared
-def test_a_recording_without_labels_makes_a_model_that_the_runtime_loads(place, tmp_path):
+def test_a_recording_without_labels_makes_a_model_that_the_runtime_loads(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapting, "TRIALS", 30)  # a third of the time that judging takes
     home, folder = place
     output, told = tmp_path / "adapted", []
     output.mkdir()
@@ -222,8 +224,8 @@ def test_a_recording_without_labels_makes_a_model_that_the_runtime_loads(place, 
 def test_things_of_a_place_are_found_and_heard_apart_without_labels(place):
     """Three of five things have their names; shifted sound goes less with what is seen."""
     home, folder = place
-    localizer, recording = Localizer(threads=1), read_recording(folder)
-    inventory = adapting.take_inventory(localizer, recording, recording.moments)
+    localizer, recording, looked = Localizer(threads=1), read_recording(folder), {}
+    inventory = adapting.take_inventory(localizer, recording, recording.moments, looked=looked)
     names = {thing.concept for thing in home.things}
     concepts = [concept.name for concept in adapting.read_concepts()]
     found = [concepts[thing.concept] for thing in inventory.things]
@@ -232,11 +234,13 @@ def test_things_of_a_place_are_found_and_heard_apart_without_labels(place):
     half = len(recording.moments) // 2
     moved = [replace(moment, sound=recording.moments[(index + half) % (2 * half)].sound)
              for index, moment in enumerate(recording.moments[: 2 * half])]
-    assert adapting.take_inventory(localizer, recording, moved).chance > inventory.chance
+    assert adapting.take_inventory(localizer, recording, moved, looked=looked).chance > inventory.chance
 
 
 def test_no_answer_and_all_wrong_answers_score_zero():
     class Deaf:
+        encoders = StillSight(None)
+
         def localize(self, image, sound, rate):
             class Scene:
                 sources = ()
