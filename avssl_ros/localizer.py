@@ -382,7 +382,7 @@ class LocalizerStream:
 
     def look(self, image, heard: Hearing, time: float) -> Localization:
         """The second half of `process`: where in the image that is which `heard`, of this stream's `hear`, gives."""
-        jumped = self._time is not None and not 0.0 <= time - self._time <= LARGEST_TIME_STEP
+        jumped = self._has_jumped(time)
         if jumped:
             self._forget_view()
         scene = self._localizer._look(image, heard, self._projection, self.config.offset_confidence, RECENT_SECONDS,
@@ -411,9 +411,9 @@ class LocalizerStream:
         with blas.one_thread():
             clusters = localizer.hear(samples, RECENT_SECONDS)
         heard = tuple(found for sound in clusters or () for found in localizer._unseen(sound))
-        self._time = time
-        self._see.forget()
-        if clusters is None:
+        jumped, self._time = self._has_jumped(time), time
+        self._forget_view()
+        if clusters is None or jumped:
             self._heard.end()
         unseen = self._heard.update(heard, time, self.config)
         return Localization((), np.zeros((1, 1), np.float32), unseen, clusters is not None, time, self._tracker.end())
@@ -433,6 +433,9 @@ class LocalizerStream:
         self._heard.end()
         self._forget_view()
         return self._tracker.end()
+
+    def _has_jumped(self, time: float) -> bool:
+        return self._time is not None and not 0.0 <= time - self._time <= LARGEST_TIME_STEP
 
     def _forget_view(self) -> None:
         self._see.forget()

@@ -25,6 +25,8 @@ LASTING_SECONDS = 1.0
 LASTING_ODDS = 0.82  # of those of the onset confidence: 0.45 where that is 0.5; 1 stays 1, for never
 # As long a sound may be about to get a source: half of them are told within 0.7 s (benchmarks/streams.py).
 DOUBT_SECONDS = 1.0
+# How long a track that is not published yet may be below the offset confidence, at least: a blip ends sooner.
+BLIP_SECONDS = 0.3
 CHANGE_DEG = 15.0  # a source that moved this far since it was last announced is announced again
 
 
@@ -102,8 +104,9 @@ class Tracker:
             self._advance(track, sources[matched[index]] if index in matched else None, time)
         for index in set(range(len(sources))) - set(matched.values()):
             self._tracks.append(self._begin(sources[index], time))
+        passed = 0.0 if self._last_time is None else time - self._last_time
         self._last_time = time
-        events = self._onsets(time) + self._changes(time) + self._offsets(time)
+        events = self._onsets(time) + self._changes(time) + self._offsets(time, passed)
         return self._published(events), tuple(events)
 
     def _begin(self, source: Source, time: float) -> _Track:
@@ -187,14 +190,23 @@ class Tracker:
                 events.append(Event("change", time, track.source))
         return events
 
-    def _offsets(self, time: float) -> list[Event]:
+    def _offsets(self, time: float, passed: float) -> list[Event]:
         """Drops tracks that were silent for long enough; a track never published goes without an event."""
-        ended = [track for track in self._tracks if time - track.heard_time > self._patience(track)]
+        ended = [track for track in self._tracks if time - track.heard_time > self._patience(track, passed)]
         self._tracks = [track for track in self._tracks if not any(track is other for other in ended)]
         return [Event("offset", track.heard_time, track.source) for track in ended if track.id is not None]
 
-    def _patience(self, track: _Track) -> float:
-        return self.config.min_off_seconds if track.id is not None else min(self.config.min_off_seconds, 0.3)
+    def _patience(self, track: _Track, passed: float) -> float:
+        """Seconds that a track may be below the offset confidence, where `passed` seconds are between two frames.
+
+        A new one is below it until what is just sure enough to be published has risen from zero to it: later where
+        thresholds are high or close to each other, or where frames, each of which speaks for FRAME_SECONDS, are rare.
+        """
+        if track.id is not None:
+            return self.config.min_off_seconds
+        share = self.config.offset_confidence / max(self.config.onset_confidence, 1e-9)
+        rise = -SMOOTHING_SECONDS * float(np.log1p(-min(share, 0.9)))
+        return max(BLIP_SECONDS, rise * max(1.0, passed / FRAME_SECONDS))
 
     def _published(self, events: list[Event]) -> tuple[Source, ...]:
         new = {event.source.id for event in events if event.kind == "onset"}

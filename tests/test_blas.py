@@ -36,3 +36,22 @@ def test_an_error_within_leaves_the_threads_as_before():
     except RuntimeError:
         pass
     assert threads_of_blas() == before
+
+
+def test_the_last_of_several_that_overlap_gives_the_threads_back():
+    before, within = threads_of_blas(), []
+    inside, first_left = threading.Event(), threading.Event()
+
+    def work():
+        with blas.one_thread():
+            inside.set()
+            first_left.wait(5)
+            within.append(threads_of_blas())
+
+    other = threading.Thread(target=work)
+    with blas.one_thread():
+        other.start()
+        assert inside.wait(5)
+    first_left.set()
+    other.join()
+    assert within == [{1}] and threads_of_blas() == before

@@ -333,6 +333,14 @@ def test_without_an_image_a_stream_says_what_is_heard_and_ends_what_was_seen(loc
     assert not stream.listen(np.zeros(2 * RATE, np.float32), RATE, times[-1] + 1).active
 
 
+def test_without_an_image_what_was_heard_ends_where_the_clock_jumps_back(localizer, demo):
+    source = first_sounding(demo)
+    stream, sound = localizer.stream(), moment(demo, source["to"] - 0.2)[1:]
+    before = [stream.listen(*sound, time) for time in np.arange(1000.0, 1001.5, 0.3)]
+    after = [stream.listen(*sound, time) for time in np.arange(900.0, 901.5, 0.3)]
+    assert before[-1].unseen and after[-1].unseen and not after[0].unseen  # it begins anew, and is told again
+
+
 def test_what_is_seen_too_doubtfully_for_a_source_is_told_as_heard_after_a_second(localizer, demo):
     source = first_sounding(demo)
     sure = run(localizer.stream(), demo, source["from"] - 0.5, source["to"] - 0.2)[0]

@@ -50,6 +50,21 @@ def test_a_blip_of_two_frames_is_no_source_at_any_rate(rate):
     assert lasting[-1] and not lasting[1]
 
 
+@pytest.mark.parametrize("rate, confidence, config", [
+    (1.0, 0.6, {}),
+    (2.0, 0.5, {}),
+    (30.0, 0.8, {"min_off_seconds": 0.0}),
+    (15.0, 0.6, {"min_off_seconds": 0.05}),
+    (15.0, 0.9, {"onset_confidence": 0.8, "offset_confidence": 0.6}),
+    (15.0, 1.0, {"onset_confidence": 0.8, "offset_confidence": 0.7}),
+    (15.0, 0.7, {"offset_confidence": 0.45}),
+])  # fmt: skip
+def test_what_is_sure_enough_is_published_at_any_rate_and_with_any_thresholds(rate, confidence, config):
+    tracker = Tracker(TrackingConfig(**config))
+    told = [bool(tracker.update((source(0.5, confidence),), index / rate)[0]) for index in range(int(20 * rate))]
+    assert told[-1] and told == sorted(told)  # once published it stays
+
+
 def test_a_short_gap_keeps_the_identity_and_a_long_one_ends_it():
     frames = [[source(0.5)]] * 5 + [[]] * 3 + [[source(0.5)]] * 5 + [[]] * 8
     published, events = play(Tracker(), frames)
