@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import rclpy
 from builtin_interfaces.msg import Duration
@@ -17,6 +18,8 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+ALIVE_SECONDS = 2.0  # without a scene, after which the localizer has ended or stands still: it sent no offsets then
 
 
 class HeadFollowsSpeaker(Node):
@@ -27,6 +30,9 @@ class HeadFollowsSpeaker(Node):
         self._speakers: dict[int, float] = {}  # id -> azimuth in degrees, who began first comes first
         self._head = self.create_publisher(JointTrajectory, "head/joint_trajectory", 1)
         self.create_subscription(String, "localizer/events", self._on_event, 100)
+        self._last_scene = time.monotonic()
+        self.create_subscription(String, "localizer/scene", self._on_scene, 1)
+        self.create_timer(0.5, self._forget_when_alone)
 
     def _on_event(self, message: String) -> None:
         event = json.loads(message.data)
@@ -35,11 +41,22 @@ class HeadFollowsSpeaker(Node):
                 return  # it was no speaker
         else:
             self._speakers[event["id"]] = event["azimuth_deg"]
+        self._turn(f"{event['event']} of {event['label']} #{event['id']}")
+
+    def _on_scene(self, _: String) -> None:
+        self._last_scene = time.monotonic()
+
+    def _forget_when_alone(self) -> None:
+        if self._speakers and time.monotonic() - self._last_scene > ALIVE_SECONDS:
+            self._speakers.clear()
+            self._turn("the localizer is silent")
+
+    def _turn(self, why: str) -> None:
         wanted = next(iter(self._speakers.values()), 0.0)  # ahead where nobody speaks
         angle = math.radians(max(-self._limit, min(self._limit, wanted)))
         point = JointTrajectoryPoint(positions=[angle], time_from_start=Duration(nanosec=500_000_000))
         self._head.publish(JointTrajectory(joint_names=[self._joint], points=[point]))
-        self.get_logger().info(f"{event['event']} of {event['label']} #{event['id']}: head to {wanted:+.0f}°")
+        self.get_logger().info(f"{why}: head to {wanted:+.0f}°")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from std_msgs.msg import Header
 from avssl_ros.audio_input import AudioSource
 from avssl_ros.localizer import Hearing, Localizer, LocalizerStream, check_image
 from avssl_ros.ros import converters, stopping
+from avssl_ros.ros.camera import optical_frame
 from avssl_ros.ros.health import Health
 from avssl_ros.ros.keeping import Keeping
-from avssl_ros.ros.newest import Newest
+from avssl_ros.ros.newest import Newest, next_start
 from avssl_ros.ros.outputs import Outputs
 from avssl_ros.scene import Localization
 
@@ -29,7 +30,8 @@ WAIT_SECONDS = 0.1  # how often the worker looks whether it should end
 MIN_SOUND_SECONDS = 0.25  # less than this says nothing: right after the start, or after a gap
 LISTEN_SECONDS = 0.5  # between two scenes of sound alone
 JOIN_SECONDS = 0.8  # of the 2 s in which the process is to end
-WARN_SECONDS = 5.0
+WARN_SECONDS = 5.0  # rclpy holds warnings of one line of code apart: each kind has a line of its own
+STAMP_WARN_SECONDS = FRAME_WARN_SECONDS = 50.0
 
 
 class Answers:
@@ -106,9 +108,6 @@ class Answers:
     def _now(self) -> float:
         return self._node.get_clock().now().nanoseconds * 1e-9
 
-    def _warn(self, text: str, seconds: float = WARN_SECONDS) -> None:
-        self._node.get_logger().warning(text, throttle_duration_sec=seconds)
-
     def _work(self) -> None:
         while not self._closing.is_set():
             if self._active.is_set():
@@ -124,8 +123,7 @@ class Answers:
             self._safely(self._changes.get())
         frame = self._frames.take(WAIT_SECONDS, not_before=self._next_start)
         if frame is not None:
-            rate = self.values["rate"]
-            self._next_start = time.monotonic() + (1.0 / rate if rate > 0 else 0.0)
+            self._next_start = next_start(self._next_start, self.values["rate"], time.monotonic())
             self._safely(self._answer, *frame)
         if time.monotonic() - self._last_answer > self._patience():
             self._safely(self._end_sources)
@@ -161,12 +159,14 @@ class Answers:
             image = check_image(image, projection)
         except ValueError as error:
             self._health.image_was_bad()
-            self._warn(f"image left out: {error}")
+            self._node.get_logger().warning(f"image left out: {error}", throttle_duration_sec=WARN_SECONDS)
             return
         self._health.image_was_good()
         if message.header.frame_id != self._camera_frame:  # directions of another camera, or of another mounting
             self._end_sources()
             self._camera_frame = message.header.frame_id
+            if hint := optical_frame(self._header_of(message.header).frame_id):
+                self._node.get_logger().warning(hint, throttle_duration_sec=FRAME_WARN_SECONDS)
         if self.keeping is not None:
             self.keeping.put(image, captured)
         scene = self._nothing(captured) if heard is None else self._localize(image, heard, captured)
@@ -174,11 +174,13 @@ class Answers:
             self._map = scene.map
             self._last_captured = scene.time
             self._publish(scene, self._header_of(message.header))
+            self._health.image_frame = self._last_header.frame_id
 
     def _captured(self, header: Header) -> float:
         captured = converters.stamp_to_seconds(header.stamp)
         if captured == 0:
-            self._warn("images have no stamp: the time of arrival is taken to find their sound", 10 * WARN_SECONDS)
+            self._node.get_logger().warning("images have no stamp: the time of arrival is taken to find their sound",
+                                            throttle_duration_sec=STAMP_WARN_SECONDS)  # fmt: skip
             captured = self._now()
         return captured
 
@@ -189,7 +191,8 @@ class Answers:
         except ValueError as error:
             self._health.sound_was_bad()
             self._health.left_out += 1
-            self._warn(f"sound left out, and its image: {error}")
+            self._node.get_logger().warning(f"sound left out, and its image: {error}",
+                                            throttle_duration_sec=WARN_SECONDS)  # fmt: skip
             return None
 
     def _sound_until(self, until: float) -> tuple[np.ndarray, int] | None:
@@ -224,7 +227,7 @@ class Answers:
 
     def _publish(self, scene: Localization, header: Header) -> None:
         self._outputs.publish(scene, header)
-        self._health.frame_answered(self._now() - converters.stamp_to_seconds(header.stamp))
+        self._health.frame_answered(self._now() - scene.time)
         self._last_header, self._last_answer = header, time.monotonic()
 
     def _end_sources(self) -> None:
@@ -247,11 +250,12 @@ class Answers:
         samples = buffer.read(latest, self._localizer.window_seconds)
         if samples.size < MIN_SOUND_SECONDS * buffer.sample_rate:
             return
+        heard = latest - self.values["audio_latency"]  # on the clock of the images
         try:
-            scene = self._stream.listen(samples, buffer.sample_rate, latest)
+            scene = self._stream.listen(samples, buffer.sample_rate, heard)
         except ValueError as error:
             self._health.sound_was_bad()
-            self._warn(f"sound left out: {error}")
+            self._node.get_logger().warning(f"sound left out: {error}", throttle_duration_sec=WARN_SECONDS)
             return
-        header = Header(stamp=converters.seconds_to_stamp(latest), frame_id=self._camera_frame)
+        header = Header(stamp=converters.seconds_to_stamp(heard), frame_id=self._camera_frame)
         self._outputs.publish_heard(scene, self._header_of(header))

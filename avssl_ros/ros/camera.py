@@ -15,6 +15,14 @@ TOPICS = {"compressed": ("image/compressed", CompressedImage), "raw": ("image", 
 RELIABILITIES = {"best_effort": ReliabilityPolicy.BEST_EFFORT, "reliable": ReliabilityPolicy.RELIABLE}
 
 
+def optical_frame(frame_id: str) -> str:
+    """What is wrong where directions are told in this frame, '' for nothing: x is to the right in an optical one."""
+    if not frame_id.endswith(("optical_frame", "optical")):
+        return ""
+    return (f"directions have x forward (REP-103), but {frame_id} is by its name an optical frame, in which x is to "
+            "the right: set frame_id to the camera's other frame, or what reads TF is off by 90 degrees")
+
+
 class Camera:
     """Subscribes with depth 1 and hands each message to `callback`; `close` ends that."""
 
@@ -44,7 +52,7 @@ class Camera:
             return Sensor(STALE if self.publishers() else ABSENT, self.why_nothing(ever=age is not None))
         if health.has_only_bad_images(timeout):
             return Sensor(STALE, f"images on {self.topic} arrive, but none can be read; the log says why")
-        return Sensor(OK)
+        return Sensor(OK, optical_frame(health.image_frame))
 
     def why_nothing(self, ever: bool) -> str:
         """What to do where no image arrives, or none any more (`ever`: some did)."""

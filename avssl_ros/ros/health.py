@@ -27,6 +27,7 @@ class Health:
         self._lock = threading.Lock()
         self.received = self.answered = self.bad_images = self.bad_sound = self.failures = 0
         self.late_images = self.left_out = 0
+        self.image_frame = ""  # that the last results are in
         self.last_arrival: float | None = None  # monotonic, as are the next
         self._bad_since: float | None = None  # the first of the images that cannot be read and have no good one after
         self._last_bad_image = -float("inf")
@@ -104,6 +105,8 @@ def camera_status(node: str, topic: str, health: Health, sensor: Sensor, recover
         message = sensor.hint
     elif health.had_bad_image_lately():
         level, message = DiagnosticStatus.WARN, "images arrive that cannot be read; see the log"
+    elif sensor.hint:
+        level, message = DiagnosticStatus.WARN, sensor.hint
     else:
         level, message = DiagnosticStatus.OK, "images arrive"
     figures = {

@@ -101,6 +101,8 @@ class LocalizerNode(LifecycleNode, Process):
         self._localizer = self._outputs = self._health = self._states = self._answers = None
         self._sound = self._camera = self._watch = None
         self._checked_sound: AudioSource | None = None  # between the check of parameters and their application
+        self._gives_models_up = False
+        self._models = ""  # the parameter's value for those in use, which is another while they are loaded
 
     def begin(self) -> None:
         """Configure and activate, unless someone else is to do that."""
@@ -147,7 +149,7 @@ class LocalizerNode(LifecycleNode, Process):
 
     def _configure(self) -> None:
         values = self._values
-        self._localizer = make_localizer(values)
+        self._localizer, self._models = make_localizer(values), values["models"]
         warm_up(self._localizer, values["projection"])
         stream = self._localizer.stream(values["projection"], values["views_per_frame"], values["look_closer"],
                                         **self._tracking(values))  # fmt: skip
@@ -225,8 +227,9 @@ class LocalizerNode(LifecycleNode, Process):
         self._answers.values = self._values
         if given.keys() & set(parameters.TRACKING):
             self._answers.configure(**self._tracking(self._values))
-        if "models" in given:  # also the name that it has: there may be other files in the folder by now
-            threading.Thread(target=self._load_models, args=(self._values, before["models"]), daemon=True).start()
+        # Also the name that it has: there may be other files in the folder by now.
+        if "models" in given and not self._gives_models_up:
+            threading.Thread(target=self._load_models, args=(self._values,), daemon=True).start()
         if given.keys() & set(parameters.VIEWS):
             self._localizer = self._localizer.with_views(**views_of(self._values))
             self._answers.change_localizer(self._localizer)
@@ -235,27 +238,28 @@ class LocalizerNode(LifecycleNode, Process):
             self._change_sound(self._checked_sound)
         self._checked_sound = None
 
-    def _load_models(self, values: dict, before: str) -> None:
+    def _load_models(self, values: dict) -> None:
         """Loads other models beside those in use, in a thread of its own: images are answered all the while."""
         try:
             localizer = make_localizer(values)
             warm_up(localizer, values["projection"])
         except Exception as error:  # their files are whole, as was checked, but ONNX Runtime cannot use them
-            text = f"models {values['models']!r} cannot be used, {before!r} stay: {type(error).__name__}: {error}"
+            text = f"models {values['models']!r} cannot be used, {self._models!r} stay: {type(error).__name__}: {error}"
             self.get_logger().error(text)
             localizer = None
         if self.executor is not None:
-            self.executor.create_task(self._take_over, localizer, values["models"], before)
+            self.executor.create_task(self._take_over, localizer, values["models"])
 
-    def _take_over(self, localizer: Localizer | None, models: str, before: str) -> None:
+    def _take_over(self, localizer: Localizer | None, models: str) -> None:
         """Goes on with models that were loaded, unless others have been asked for since, or none are held."""
         if self._values["models"] != models or self._answers is None:
             return
         if localizer is None:
-            if models != before:
-                self.set_parameters([rclpy.Parameter("models", value=before)])
+            self._gives_models_up = True  # those that the parameter names again are in use: they are not loaded anew
+            self.set_parameters([rclpy.Parameter("models", value=self._models)])
+            self._gives_models_up = False
             return
-        self._localizer = localizer.with_views(**views_of(self._values))
+        self._localizer, self._models = localizer.with_views(**views_of(self._values)), models
         self._answers.change_localizer(self._localizer)
         self.get_logger().info(f"going on with the models of {models or shipped_models()}")
 

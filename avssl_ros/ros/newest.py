@@ -9,6 +9,15 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 
+def next_start(before: float, rate: float, now: float) -> float:
+    """When the next item may be begun at the earliest, after one that might have been at `before` and is `now`.
+
+    On from when it was due, not from when it was begun: items that come as often as `rate` would wait ever longer for
+    their turn, until one is dropped. `rate`: per second, 0 for as many as come.
+    """
+    return max(before + (1.0 / rate if rate > 0 else 0.0), now)
+
+
 class Newest(Generic[Item]):
     """`put` never waits; `take` waits for an item. `dropped` counts the items that were replaced before being taken."""
 

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     stopping.listen()  # here, because what is imported below takes seconds
 
 import sys
+import time
 from collections import OrderedDict
 
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
@@ -25,9 +26,42 @@ from avssl_ros.ros.camera import Camera
 from avssl_ros.ros.runtime import Process, run
 
 LOOK_SECONDS = 0.5  # how often it is looked whether someone watches
-KEPT = 10  # pictures that wait for their results: about 1 s at 10 Hz
+KEPT_SECONDS = 2.0  # how long a picture waits for its results
+KEPT_BYTES = 256 << 20  # of pictures, the newest of which is always kept
 WARN_SECONDS = 5.0
 PARTS = {"scene": String, "sources": PointCloud2, "map": Image}
+
+
+class Partners:
+    """Messages that wait for the others of their stamp."""
+
+    def __init__(self):
+        # stamp -> when the first of them came (monotonic), and the parts that are there
+        self._waiting: OrderedDict[tuple[int, int], tuple[float, dict]] = OrderedDict()
+
+    def add(self, stamp: tuple[int, int], name: str, message) -> dict | None:
+        """The image and all PARTS of a stamp, by name, once the last of them came; what is older is dropped then."""
+        _, parts = self._waiting.setdefault(stamp, (time.monotonic(), {}))
+        parts[name] = message
+        if len(parts) <= len(PARTS):
+            self._drop_old()
+            return None
+        while self._waiting and self._waiting.popitem(last=False)[0] != stamp:
+            pass
+        return parts
+
+    def _drop_old(self) -> None:
+        size = sum(map(_size, self._waiting.values()))
+        while len(self._waiting) > 1:
+            stamp, first = next(iter(self._waiting.items()))
+            if time.monotonic() - first[0] < KEPT_SECONDS and size <= KEPT_BYTES:
+                return
+            size -= _size(first)
+            del self._waiting[stamp]
+
+
+def _size(waiting: tuple[float, dict]) -> int:
+    return len(waiting[1]["image"].data) if "image" in waiting[1] else 0
 
 
 class Overlay(Process):
@@ -39,7 +73,7 @@ class Overlay(Process):
         self._pictures = self.create_publisher(CompressedImage, "localizer/overlay/compressed", 2)
         self._camera: Camera | None = None
         self._inputs: list = []
-        self._waiting: OrderedDict[tuple[int, int], dict] = OrderedDict()  # stamp -> the parts that are there
+        self._partners = Partners()
         self.create_timer(LOOK_SECONDS, self._look_for_watcher)
 
     def _look_for_watcher(self) -> None:
@@ -61,7 +95,7 @@ class Overlay(Process):
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         self._inputs.clear()
-        self._waiting.clear()
+        self._partners = Partners()
 
     def _receiver(self, name: str):
         """A callback that keeps part `name` with the others of its stamp and draws once all are there."""
@@ -76,15 +110,9 @@ class Overlay(Process):
 
     def _keep(self, name: str, message) -> None:
         stamp = converters.string_stamp(message) if name == "scene" else message.header.stamp
-        key = (stamp.sec, stamp.nanosec)
-        parts = self._waiting.setdefault(key, {})
-        parts[name] = message
-        if len(parts) == len(PARTS) + 1:
-            while self._waiting and self._waiting.popitem(last=False)[0] != key:
-                pass  # what is older is not shown any more
+        parts = self._partners.add((stamp.sec, stamp.nanosec), name, message)
+        if parts is not None:
             self._draw(parts)
-        elif len(self._waiting) > KEPT:
-            self._waiting.popitem(last=False)
 
     def _draw(self, parts: dict) -> None:
         values = parameters.values(self, parameters.OVERLAY)

@@ -126,7 +126,8 @@ LOCALIZER = (
     IMAGE_TRANSPORT,
     IMAGE_RELIABILITY,
     Parameter(
-        "frame_id", "", "Frame of all results, x forward, z up (REP-103); '' takes the one of the image's header."
+        "frame_id", "", "Frame of all results, x forward, z up (REP-103); '' takes the one of the image's header. "
+        "Name the x-forward frame where that is an optical one."
     ),
     Parameter(
         "broadcast_tf",

@@ -111,3 +111,16 @@ def test_models_that_cannot_be_used_are_given_up(processes, peer, adapted):
     unusable(adapted)
     assert peer.set_parameters("localizer", models=str(adapted)).successful
     wait_until(lambda: "cannot be used" in log_of(process) and models_of(peer) == "", 20.0, lambda: log_of(process))
+
+
+def test_two_models_in_a_row_that_cannot_be_used_leave_those_in_use(processes, peer, adapted, tmp_path):
+    process = processes.start(LOCALIZER, audio_source="topic")
+    wait_until(lambda: "ready" in log_of(process), 40.0, lambda: log_of(process))
+    unusable(adapted)
+    shutil.copytree(adapted, tmp_path / "others")
+    for folder in (adapted, tmp_path / "others"):  # the second before the first is found out
+        assert peer.set_parameters("localizer", models=str(folder)).successful
+    wait_until(lambda: log_of(process).count("cannot be used") == 2, 20.0, lambda: log_of(process))
+    wait_until(lambda: models_of(peer) == "", 5.0, lambda: log_of(process))
+    time.sleep(1.5)  # nothing is loaded again and again
+    assert log_of(process).count("cannot be used") == 2 and "going on with" not in log_of(process)

@@ -60,7 +60,7 @@ class Run:
         dead = [process for process in (self.localizer, *self.examples) if process.poll() is not None]
         assert not dead, log_of(dead[0])
         return (
-            peer.node.count_subscribers("localizer/scene") >= 3  # ours and two of the examples
+            peer.node.count_subscribers("localizer/scene") >= 4  # ours and the examples
             and peer.node.count_subscribers("localizer/events") >= 2
             and peer.node.count_publishers("localizer/scene") == 1
         )
@@ -99,6 +99,21 @@ def test_the_head_turns_to_the_person_and_back_and_to_nobody_else(run):
     assert angles and abs(angles[0] - PERSON_DEG) < 15 and angles[-1] == 0.0, angles
     speakers = {event["id"] for event in run.events if event["speech"]}
     assert len(angles) <= sum(event["id"] in speakers for event in run.events)
+
+
+def test_the_head_looks_ahead_when_the_localizer_is_gone(processes, peer):
+    """Killed, it sends no offset; started again, it counts its sources from 1."""
+    head = processes.start([str(EXAMPLES / "head_follows_speaker.py")])
+    commands = peer.collect(JointTrajectory, "head/joint_trajectory")
+    events, scenes = (peer.node.create_publisher(String, f"localizer/{name}", 10) for name in ("events", "scene"))
+    for topic in (events, scenes):
+        wait_until(topic.get_subscription_count, START_SECONDS, lambda: log_of(head))
+    wait_until(lambda: peer.node.count_publishers("head/joint_trajectory"), START_SECONDS, lambda: log_of(head))
+    speaker = Source(np.radians(40), 0.0, 0.2, 0.9, "person", 0, np.zeros(1), np.zeros((1, 1)), 7, "active", 1.0)
+    scenes.publish(String(data=json.dumps(Localization((speaker,), speaker.map, (), True, 1.0).to_dict())))
+    events.publish(String(data=json.dumps({**Event("onset", 1.0, speaker).to_dict(), "speech": True})))
+    wait_until(lambda: len(commands) == 2, 10.0, lambda: log_of(head))
+    assert [round(float(np.degrees(command.points[0].positions[0]))) for command in commands] == [40, 0]
 
 
 def test_a_language_model_is_told_what_sounds_where_and_since_when(run):

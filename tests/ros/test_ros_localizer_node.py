@@ -158,6 +158,30 @@ def test_bad_images_and_bad_sound_are_counted_and_survived(localizer, peer, list
     assert "left out" in log_of(localizer) and localizer.poll() is None
 
 
+def test_why_images_without_a_stamp_are_left_out_is_said_as_well(processes, peer, listener):
+    process = processes.start(LOUDNESS_NODE, audio_source="topic")
+    with Feed(peer) as feed:
+        listener.wait_for_source()
+        feed.camera_on = False
+        for image in (feed.jpeg, jpeg_with_spot((256, 144), 0.0), feed.jpeg):
+            wait_until(lambda: feed.images.get_subscription_count(), START_SECONDS, "the localizer")
+            feed.images.publish(CompressedImage(header=Header(frame_id="camera"), format="jpeg", data=image))
+            time.sleep(0.3)
+        wait_until(lambda: "left out" in log_of(process), 5.0, lambda: log_of(process))
+        processing = figures(listener.wait_for_diagnosis("processing", DiagnosticStatus.OK))
+    assert "no stamp" in log_of(process) and "twice as wide as high" in log_of(process)
+    assert processing["failures"] == "0" and 0.0 <= float(processing["latency p95"]) < 5.0
+
+
+def test_results_in_an_optical_frame_are_warned_of(localizer, peer, listener):
+    with Feed(peer) as feed:
+        feed.frame_id = "head_camera_color_optical_frame"
+        listener.wait_for_diagnosis("camera", DiagnosticStatus.WARN, "x is to the right")
+        assert peer.set_parameter("localizer", "frame_id", "head_camera_link").successful
+        listener.wait_for_diagnosis("camera", DiagnosticStatus.OK)
+        assert peer.set_parameter("localizer", "frame_id", "").successful
+
+
 @pytest.mark.parametrize(
     "name, value, said",
     [

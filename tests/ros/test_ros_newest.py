@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is absent: pip install -e '.[ros]'")
 
-from avssl_ros.ros.newest import Newest
+from avssl_ros.ros.newest import Newest, next_start
 
 pytestmark = pytest.mark.ros
 
@@ -36,3 +37,18 @@ def test_nothing_is_taken_before_its_time_and_then_it_is_the_newest():
     threading.Timer(0.1, place.put, ["new"]).start()
     assert place.take(0.05, not_before=due) is None
     assert place.take(5.0, not_before=due) == "new" and time.monotonic() >= due
+
+
+@pytest.mark.parametrize("rate, camera_rate, answered", [(15.0, 15.0, 15.0), (15.0, 30.0, 15.0), (0.0, 30.0, 30.0),
+                                                         (15.0, 10.0, 10.0)])  # fmt: skip
+def test_items_as_frequent_as_the_rate_do_not_wait_ever_longer(rate, camera_rate, answered):
+    late = 0.001  # that a sleeping thread wakes up
+    due, begun, waited = 0.0, [], []
+    for arrived in 100 + np.arange(int(20 * camera_rate)) / camera_rate:
+        if begun and arrived < due - 1 / camera_rate:
+            continue  # replaced by the next before its turn comes
+        begun.append(max(arrived, due) + late)
+        waited.append(begun[-1] - arrived)
+        due = next_start(due, rate, begun[-1])
+    assert len(begun) == pytest.approx(20 * answered, abs=2)
+    assert max(waited) < 0.005 or camera_rate > rate > 0

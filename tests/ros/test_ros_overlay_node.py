@@ -10,7 +10,7 @@ pytest.importorskip("rclpy", reason="rclpy is absent: pip install -e '.[ros]'")
 from ros_graph import LOUDNESS_NODE, OVERLAY, Feed, log_of, stamp_of, terminate, wait_until
 from sensor_msgs.msg import CompressedImage, PointCloud2
 
-from avssl_ros.ros import converters
+from avssl_ros.ros import converters, overlay_node
 
 pytestmark = pytest.mark.ros
 
@@ -46,3 +46,27 @@ def test_the_overlay_works_only_while_someone_subscribes(processes, peer):
     assert colour[64:256].any()
     assert "left out" not in log_of(overlay)
     assert terminate(overlay)[0] == 0
+
+
+@pytest.mark.parametrize("rate, latency", [(30, 0.35), (60, 0.5), (10, 1.5)])
+def test_pictures_wait_for_results_that_come_late(monkeypatch, rate, latency):
+    now = [0.0]
+    monkeypatch.setattr(overlay_node.time, "monotonic", lambda: now[0])
+    partners, behind, complete = overlay_node.Partners(), round(latency * rate), 0
+    for number in range(5 * rate):
+        now[0] = number / rate
+        partners.add((0, number), "image", CompressedImage())
+        if number >= behind:
+            drawn = [partners.add((0, number - behind), name, None) for name in overlay_node.PARTS]
+            complete += drawn[-1] is not None
+    assert complete == 5 * rate - behind
+    assert len(partners._waiting) == behind
+
+
+def test_pictures_without_results_fill_no_memory(monkeypatch):
+    monkeypatch.setattr(overlay_node, "KEPT_BYTES", 1000)
+    partners = overlay_node.Partners()
+    for number in range(50):
+        partners.add((0, number), "image", CompressedImage(data=bytes(300)))
+        partners.add((1, number), "scene", None)
+    assert sum(map(overlay_node._size, partners._waiting.values())) <= 1000
