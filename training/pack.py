@@ -407,7 +407,9 @@ def shard_paths(path: Path, split: str | None = None) -> list[Path]:
     names = json.loads((path / INDEX).read_text())["shards"]
     found = [path / name for name in names if split in (None, name.rsplit("-", 1)[0])]
     if not found:
-        raise ValueError(f"{path} has no clips of split {split!r}, only {', '.join(names) or 'nothing'}")
+        raise ValueError(f"{path} has no clips of split {split!r}, only {', '.join(names) or 'nothing'}: run "
+                         "training/prepare.py again with another --validation-share or --test-share, or a list that "
+                         "names this split, then training/pack.py pack")
     return found
 
 

@@ -13,6 +13,7 @@ or mirrored are not found. A rest of a longer video that is shorter than `least_
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -45,6 +46,9 @@ SOUND_BANDS = (100.0, 300.0, 700.0, 1500.0, 3000.0, 6000.0)  # Hz, edges
 SOUND_STEPS = 32
 NO_SOUND, NO_PICTURE, DAMAGED, SHORT = "no sound track", "no picture", "damaged", "too short"
 SILENT, STILL, DUPLICATE, UNREADABLE = "constant silence", "still pictures", "near-duplicate", "cannot be opened"
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of the disk: no clip can be made
+# These may be of the machine or of a damaged file, which nothing tells apart: the next run tries again.
+PASSING = (errno.EIO, errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.ESTALE)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class PrepareConfig:
     motion: float = 1.0  # grey levels: standard deviation in time of the liveliest hundredth of the picture
     picture_distance: float = 0.15  # share of differing bits below which pictures are the same
     sound_distance: float = 0.3  # and sounds
-    validation_share: float = 0.1  # of the sources for which the list names no split
+    validation_share: float = 0.1  # of the sources of no named split; of those named train if none is named validation
     test_share: float = 0.1
     workers: int = os.cpu_count() or 1
     timeout: float = 300.0  # seconds for one clip
@@ -116,20 +120,26 @@ def read_collected(path: Path) -> list[dict]:
 
 def choose_splits(rows: list[dict], validation_share: float, test_share: float) -> dict[str, str]:
     """Split of every source: the one that the list names (of several the one kept furthest from training), else by
-    a hash of its name, which stays the same whatever else is in the list."""
+    a hash of its name, which stays the same whatever else is in the list.
+
+    Where the list names no source validation (VGGSound's knows train and test alone), the same hash takes
+    `validation_share` of those named train: training needs such a split.
+    """
     named: dict[str, set[str]] = {}
     for row in rows:
         named.setdefault(row["source"], set()).add(row["split"])
+    lacking = not any("validation" in found for found in named.values())
     splits = {}
     for source, found in named.items():
         number = int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big") / 2**64
         drawn = "test" if number < test_share else "validation" if number < test_share + validation_share else "train"
-        splits[source] = next((split for split in ("test", "validation", "train") if split in found), drawn)
+        split = next((split for split in ("test", "validation", "train") if split in found), drawn)
+        splits[source] = drawn if lacking and (split, drawn) == ("train", "validation") else split
     return splits
 
 
 def probe(path: Path) -> dict:
-    """{"seconds": length of the pictures} of a video, or {"problem": why no clip can be made of it}."""
+    """{"seconds": length of the pictures} of a video, or why no clip can be made of it, as `make` says it."""
     try:
         with av.open(str(path)) as container:
             pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
@@ -140,8 +150,15 @@ def probe(path: Path) -> dict:
             stream = pictures[0]
             seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
             return {"seconds": seconds} if seconds > 0 else {"problem": DAMAGED}
-    except (av.FFmpegError, ValueError):
-        return {"problem": DAMAGED}
+    except (av.FFmpegError, ValueError) as error:
+        return problem_of(getattr(error, "errno", None))
+
+
+def problem_of(code: int | None) -> dict:
+    """What `make` returns where reading a video ended with this errno."""
+    if code in PASSING:
+        return {"problem": os.strerror(code).lower(), "passing": True}
+    return {"problem": DAMAGED}
 
 
 def cut(row: dict, seconds: float, config: PrepareConfig) -> list[tuple[float, float]]:
@@ -183,11 +200,12 @@ def make(clip: Clip, target: Path, program: str, config: PrepareConfig) -> dict:
     """Writes the clip to `target` and measures it: what the manifest and the decision to drop it need.
 
     Returns:
-        {"problem": reason} where ffmpeg can't read the video, or else duration (s), fps, width, height, sample_rate,
-        level (dB), motion (grey levels), pictures and sound (hex of hash bits), sha256, bytes.
+        {"problem": reason} where ffmpeg can't read the video, with "passing": True where another run may be luckier, or
+        else duration (s), fps, width, height, sample_rate, level (dB), motion (grey levels), pictures and sound (hex of
+        hash bits), sha256, bytes.
 
     Raises:
-        OSError: the disk is full, or ffmpeg was killed.
+        OSError: the disk or the quota is full, or ffmpeg was killed.
     """
     command = ffmpeg_command(program, clip, target, config)
     try:
@@ -195,15 +213,19 @@ def make(clip: Clip, target: Path, program: str, config: PrepareConfig) -> dict:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=config.timeout,
                               start_new_session=True)  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {"problem": DAMAGED}
-    if b"No space left" in done.stderr:
-        raise OSError(f"the disk of {target.parent} is full: free some space and start again, it goes on where it was")
+        return {"problem": f"took longer than {config.timeout:g} s", "passing": True}
+    said = [code for code in (*FULL, *PASSING) if os.strerror(code).encode() in done.stderr]
+    if set(said) & set(FULL):
+        raise OSError(f"the disk of {target.parent} is full, or your share of it: free some space and start again, it "
+                      "goes on where it was")
     if done.returncode < 0:
         raise OSError(f"ffmpeg was killed by signal {-done.returncode} at {clip.file}: start again, it goes on there")
+    if done.returncode > 0:
+        return problem_of(said[0] if said else None)
     try:
-        measured = measure(target) if done.returncode == 0 else {"problem": DAMAGED}
-    except (av.FFmpegError, ValueError):
-        return {"problem": DAMAGED}
+        measured = measure(target)
+    except (av.FFmpegError, ValueError) as error:
+        return problem_of(getattr(error, "errno", None))
     if measured.get("duration", clip.seconds) < 0.9 * clip.seconds - 1 / config.fps:
         return {"problem": DAMAGED}
     return measured
@@ -316,8 +338,10 @@ class _Run:
         return self.folder / f"{clip.id}.mp4"
 
     def learn(self, key: str, facts: dict) -> dict:
+        """Known from now on, and to later runs unless these may find something else."""
         self.known[key] = {"key": key, **facts}
-        self.journal.append(self.known[key])
+        if not facts.get("passing"):
+            self.journal.append(self.known[key])
         return self.known[key]
 
     def drop(self, name: str, source: str, start: float, reason: str) -> None:
@@ -370,15 +394,18 @@ class _Run:
         tasks = [lambda clip=clip: self.clip(clip) for clip in clips]
         return run_parallel(self.config.workers, tasks, self.stop, "clip")["made"] if tasks else 0
 
-    def select(self, clips: list[Clip]) -> Iterator[Clip]:
-        """The clips that are kept; the reasons of the others are in `dropped`."""
-        good = []
+    def good(self, clips: list[Clip]) -> Iterator[Clip]:
+        """The clips that nothing but another clip may speak against; the reasons of the others are in `dropped`."""
         for clip in clips:
             reason = judge(self.known[clip.key], self.config)
             if reason is None:
-                good.append(clip)
+                yield clip
             else:
                 self.refuse(clip, reason)
+
+    def select(self, clips: list[Clip]) -> Iterator[Clip]:
+        """The clips that are kept; the reasons of the others are in `dropped`."""
+        good = list(self.good(clips))
         twins = near_duplicates([self.known[clip.key] for clip in good], self.config)
         for clip, twin in zip(good, twins, strict=True):
             if twin is None:
@@ -429,10 +456,15 @@ def prepare(config: PrepareConfig) -> dict[str, int]:
         # One that an earlier run has dropped by another threshold, or that was lost.
         lost = [clip for clip in kept if not run.is_there(clip)]
         made += run.make_all(lost)
+        kept = list(run.good(kept))  # making a lost one may fail
         lines = [run.line(clip, splits[clip.source]) for clip in kept]
         dropped = sorted(run.dropped, key=lambda entry: (entry["source"], entry["start"], entry["id"]))
         write_table(config.output / "dropped.csv", DROPPED, dropped)
         write_table(config.output / "manifest.csv", MANIFEST, lines)
+    if lines and "validation" not in {line["split"] for line in lines}:
+        print("No clip that is kept is of the split validation, which train.py and calibrate.py need: start again with "
+              f"a --validation-share above {config.validation_share:g}, or name that split in the list. Clips are not "
+              "made anew for it.", file=sys.stderr)
     reasons = Counter(entry["reason"].split(" of ")[0] for entry in dropped)
     return {
         "sources": len(splits), "clips": len(clips), "made": made, "kept": len(kept),

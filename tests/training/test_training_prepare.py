@@ -1,6 +1,8 @@
 """Clips are of one kind, what teaches nothing is dropped for the reason that holds, and splits keep videos apart."""
 
+import contextlib
 import csv
+import errno
 import functools
 import hashlib
 import os
@@ -8,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import av
@@ -243,6 +246,27 @@ def test_the_split_of_the_list_counts_and_of_two_the_one_further_from_training()
     assert choose_splits([*rows, {"source": "b", "split": ""}], 0.0, 0.0) == {"a": "test", "b": "validation"}
 
 
+def test_a_list_of_train_and_test_alone_gets_its_validation_split_from_train():
+    """VGGSound's is such a list."""
+    rows = [{"source": f"v{number}", "split": "test" if number % 10 == 0 else "train"} for number in range(2000)]
+    splits = choose_splits(rows, 0.1, 0.1)
+    found = Counter(splits.values())
+    assert found["test"] == 200 and found["validation"] == pytest.approx(180, abs=50)
+    assert all(splits[row["source"]] == "test" for row in rows if row["split"] == "test")
+    assert choose_splits([*rows[:1000], *rows], 0.1, 0.1) == splits  # by source, whatever the number of clips
+    named = choose_splits([*rows, {"source": "own", "split": "validation"}], 0.1, 0.1)
+    assert [source for source, split in named.items() if split == "validation"] == ["own"]
+
+
+def test_a_lack_of_validation_clips_is_said_at_once(config, collected, tmp_path, capsys):
+    video(tmp_path, "v0", 0)
+    collected("v0")
+    prepare(config(validation_share=0.0, test_share=0.0))
+    assert "--validation-share above 0" in capsys.readouterr().err
+    assert prepare(config(validation_share=1.0, test_share=0.0))["made"] == 0
+    assert "--validation-share" not in capsys.readouterr().err
+
+
 # --------------------------------------------------------------------------------------------------------------- resume
 
 
@@ -297,18 +321,80 @@ def test_a_killed_run_is_completed_by_the_next(config, collected, tmp_path):
 # --------------------------------------------------------------------------------------------------------------- errors
 
 
-def test_a_full_disk_ends_the_run_and_makes_no_video_look_damaged(config, collected, tmp_path, monkeypatch):
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A context in which ffmpeg is a shell script with these commands."""
+
+    @contextlib.contextmanager
+    def script(commands):
+        program = tmp_path / "bin" / "ffmpeg"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{commands}\n")
+        program.chmod(0o755)
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", str(program.parent))
+            yield
+
+    return script
+
+
+@pytest.mark.parametrize("words", ["No space left on device", "Disk quota exceeded"])
+def test_a_full_disk_ends_the_run_and_makes_no_video_look_damaged(config, collected, tmp_path, stand_in, words):
     video(tmp_path, "v0", 0)
     collected("v0")
-    program = tmp_path / "bin" / "ffmpeg"
-    program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho 'av_interleaved_write_frame(): No space left on device' >&2\nexit 228\n")
-    program.chmod(0o755)
-    with monkeypatch.context() as patch:
-        patch.setenv("PATH", str(program.parent))
+    with stand_in(f"echo 'av_interleaved_write_frame(): {words}' >&2\nexit 228"):
         with pytest.raises(OSError, match="is full"):
             prepare(config())
     assert prepare(config())["kept"] == 1
+
+
+@pytest.mark.parametrize(
+    ("commands", "reason"),
+    [
+        ("exec /bin/sleep 30", "took longer than 0.2 s"),
+        ("echo 'Error opening input: Input/output error' >&2; exit 1", "input/output error"),
+        ("echo 'Cannot allocate memory' >&2; exit 1", "cannot allocate memory"),
+    ],
+)
+def test_a_passing_failure_is_told_apart_from_damage_and_tried_by_the_next_run(
+    config, collected, tmp_path, stand_in, commands, reason
+):
+    video(tmp_path, "v0", 0)
+    collected("v0")
+    with stand_in(commands):
+        assert prepare(config(timeout=0.2))[f"dropped: {reason}"] == 1
+    assert [row["reason"] for row in table(config, "dropped.csv")] == [reason]
+    counts = prepare(config())
+    assert (counts["made"], counts["kept"]) == (1, 1) and table(config, "dropped.csv") == []
+
+
+def test_a_video_that_cannot_be_opened_for_once_is_tried_by_the_next_run(config, collected, tmp_path, monkeypatch):
+    video(tmp_path, "v0", 0)
+    collected("v0")
+
+    def refuse(*_):
+        raise av.error.OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(av, "open", refuse)
+        assert prepare(config())["dropped: input/output error"] == 1
+    assert prepare(config())["kept"] == 1
+
+
+def test_a_lost_clip_that_cannot_be_made_again_is_dropped_and_not_left_in_the_manifest(
+    config, collected, tmp_path, stand_in
+):
+    for seed in range(2):
+        video(tmp_path, f"v{seed}", seed)
+    collected("v0", "v1")
+    prepare(config())
+    lost, other = table(config)
+    (config().output / lost["file"]).unlink()
+    with stand_in("exec /bin/sleep 30"):
+        counts = prepare(config(timeout=0.2))
+    assert counts["kept"] == counts["dropped: took longer than 0.2 s"] == 1
+    assert table(config) == [other] and table(config, "dropped.csv")[0]["id"] == lost["id"]
+    assert prepare(config())["kept"] == 2 and table(config) == [lost, other]
 
 
 def test_wrong_tables_and_settings_are_said_clearly(config, collected):
