@@ -59,17 +59,23 @@ LONGEST_WAIT = 600.0  # seconds, whatever a server asks for
 OUTSIDE = "span outside the video"
 SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
+LIVE, NO_FORMAT = "live", "no format with picture and sound"
+# Not there for the rest of a run, but perhaps for a later one: a broadcast ends, and a newer yt-dlp finds the formats.
+LATER = {LIVE, NO_FORMAT}
+
 # What yt-dlp says, the reason that is recorded, and whether another attempt may succeed. The first match counts.
 REASONS = (
     (r"not a bot|too many requests|rate.?limit", "rate limited", True),
+    (r"got error|bytes read", "network", True),  # before words that may be of an address
+    (r"live event will begin|premieres? in", LIVE, False),
     (r"private", "private", False),
     (r"members.only|premium|purchase|login required|sign in", "not public", False),
     (r"in your country|geo.?restrict", "blocked in this country", False),
     (r"removed|terminated|no longer available|copyright|deleted", "removed", False),
     (r"video (is )?unavailable|(video|content) is not available", "unavailable", False),
+    (r"no video formats found|requested format is not available", NO_FORMAT, False),
     (r"unsupported url|no video|is not a valid url", "no video at this address", False),
-    (r"requested format is not available", "no format with picture and sound", False),
-    (r"timed? ?out|connection|network|resolve|unreachable|bytes read|got error|reset|ssl", "network", True),
+    (r"timed? ?out|connection|network|resolve|unreachable|reset|ssl", "network", True),
     (r"ffmpeg exited", "ffmpeg could not read it", True),
 )  # fmt: skip
 
@@ -91,7 +97,7 @@ class CollectConfig:
 
 
 class Failure(Exception):
-    """A span that was not fetched: why, and whether another attempt may succeed."""
+    """A span that was not fetched: why, and whether another attempt in this run may succeed."""
 
     def __init__(self, reason: str, retry: bool, detail: str = "", busy: bool = False, wait: float = 0.0):
         super().__init__(reason)
@@ -175,10 +181,10 @@ class Journal:
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
-    """A CSV file with a header, whole or not at all."""
+    """A CSV file with a header, whole or not at all; names of files that are no UTF-8 keep their bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, list(columns), extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -284,7 +290,7 @@ def index_folder(folder: Path) -> list[dict]:
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in MEDIA and path.is_file()):
         inside = path.relative_to(folder).as_posix()
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)[:80].strip("-") or "video"
-        name += "-" + hashlib.sha256(inside.encode()).hexdigest()[:8]
+        name += "-" + hashlib.sha256(os.fsencode(inside)).hexdigest()[:8]  # a name may be no UTF-8
         rows.append({"id": name, "file": path.resolve(), "start": 0, "source": name, "source_start": 0})
     return rows
 
@@ -344,6 +350,8 @@ def explain(error: BaseException) -> Failure:
     Raises:
         OSError: the disk is full; then no other attempt makes sense.
     """
+    from yt_dlp.networking.exceptions import TransportError
+
     chain = list(_causes(error))
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).removeprefix("ERROR: ").strip()
     if "No space left" in text or any(getattr(part, "errno", None) == errno.ENOSPC for part in chain):
@@ -355,8 +363,12 @@ def explain(error: BaseException) -> Failure:
             busy = status == 429 or status >= 500
             # Sites also answer 403 when they slow a client down.
             return Failure(f"HTTP {status}", busy or status in (403, 408, 425), text, busy, min(named, LONGEST_WAIT))
+    if any(isinstance(part, (TransportError, ConnectionError, TimeoutError)) for part in chain):
+        return Failure("network", True, text)
+    # "[extractor] name of the video: what is wrong": a video may be named "private concert".
+    said = re.sub(r"^\[(?!download\])[^\]]*\] .*?: |https?://\S+", "", text)
     for pattern, reason, retry in REASONS:
-        if re.search(pattern, text, re.IGNORECASE):
+        if re.search(pattern, said, re.IGNORECASE):
             return Failure(reason, retry, text, busy=reason == "rate limited")
     return Failure("other", True, text)
 
@@ -397,7 +409,7 @@ def fetch(span: Span, folder: Path, config: CollectConfig, stop: threading.Event
             if info is None:
                 raise Failure("no video at this address", False)
             if info.get("live_status") in ("is_live", "is_upcoming"):
-                raise Failure("live", False)
+                raise Failure(LIVE, False)
             cut = span.key != span.id and not info.get("direct")
             if cut:
                 section = {"start_time": span.start or 0.0, "end_time": math.inf if span.end is None else span.end}
@@ -444,7 +456,7 @@ class _Run:
         self.videos.mkdir(exist_ok=True)
         self.files = {path.stem: path for path in self.videos.iterdir()}
         self.hopeless = {entry["key"]: entry["reason"] for entry in journal.entries
-                         if entry.get("status") == "failed" and not entry["retry"]}  # fmt: skip
+                         if entry.get("status") == "failed" and not entry["retry"] and entry["reason"] not in LATER}
 
     def file_of(self, span: Span) -> tuple[Path, bool] | None:
         """The file that holds a span, and whether it holds nothing else."""
@@ -536,7 +548,7 @@ def collect(config: CollectConfig) -> dict[str, int]:
 
     Returns:
         Number of spans: "listed", "duplicates in the list", "already there", "fetched", and by reason "failed: ..." and
-        "failed before: ...", which is not tried again.
+        "failed before: ...", which is not tried again, or for reasons in LATER by the next run.
 
     Raises:
         FileNotFoundError: there is no such list. ValueError: it is in none of the formats. OSError: the disk is full or

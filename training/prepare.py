@@ -17,6 +17,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -101,7 +102,7 @@ def read_collected(path: Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: training/collect.py makes it")
     rows = []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         missing = {"id", "file", "start", "end", "label", "split", "source"} - set(reader.fieldnames or ())
         if missing:
@@ -111,6 +112,8 @@ def read_collected(path: Path) -> list[dict]:
                 raise ValueError(f"{path} has the id {row['id']!r}, which is no file name")
             if row["split"] not in SPLITS:
                 raise ValueError(f"{path} has the split {row['split']!r}; wanted is train, validation, test or none")
+            if re.search("[\udc80-\udcff]", f"{row['id']}{row['source']}{row['label']}"):
+                raise ValueError(f"{path} has a line that is no UTF-8, {row['id']!r}; only names of files may be that")
             row["split"], row["file"] = SPLITS[row["split"]], path.parent / row["file"]
             for column in ("start", "end", "source_start"):
                 row[column] = float(row[column]) if row.get(column) else None

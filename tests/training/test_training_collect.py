@@ -23,7 +23,7 @@ pytest.importorskip("torch")
 pytest.importorskip("yt_dlp")
 
 from training.collect import CollectConfig, Failure, Journal, Pacer, collect, detect_format, explain, read_list  # noqa: E402
-from training.prepare import PrepareConfig, prepare  # noqa: E402
+from training.prepare import PrepareConfig, prepare, read_collected  # noqa: E402
 
 pytestmark = pytest.mark.train
 ROOT = Path(__file__).resolve().parents[2]
@@ -315,12 +315,44 @@ def test_all_workers_share_the_pause_and_the_back_off():
         ("ERROR: [youtube] abc: Sign in to confirm your age", "not public", False),
         ("ERROR: [youtube] abc: Sign in to confirm you're not a bot", "rate limited", True),
         ("ERROR: Unable to download webpage: The read operation timed out", "network", True),
+        ("ERROR: \r[download] Got error: connection to /private.mp4 broken", "network", True),
+        ("ERROR: [generic] private_concert: Unable to extract the title", "other", True),
+        ("ERROR: [generic] my removed film: Unsupported URL: http://127.0.0.1/private.html",
+         "no video at this address", False),
+        ("ERROR: [youtube] abc: Requested format is not available", "no format with picture and sound", False),
+        ("ERROR: [youtube] abc: No video formats found!", "no format with picture and sound", False),
+        ("ERROR: [youtube] abc: This live event will begin in 5 hours.", "live", False),
         ("ERROR: something new", "other", True),
     ],
 )  # fmt: skip
 def test_what_a_site_says_decides_about_another_attempt(message, reason, retry):
     failure = explain(Exception(message))
     assert isinstance(failure, Failure) and (failure.reason, failure.retry) == (reason, retry)
+
+
+@pytest.mark.parametrize("name", ["private_concert", "removed", "deleted", "premium"])
+def test_a_server_that_is_down_is_no_word_in_the_name_of_a_video(config, name):
+    write_list(config, f"url\nhttp://127.0.0.1:9/media/{name}.mp4\n")
+    assert collect(config(attempts=2))["failed: network"] == 1
+    assert [(entry["reason"], entry["retry"]) for entry in journal(config)] == [("network", True)] * 2
+
+
+@pytest.mark.parametrize("message", ["This live event will begin in 5 hours", "Requested format is not available"])
+def test_what_may_come_later_is_tried_once_by_each_run(config, monkeypatch, message):
+    write_list(config, "id,start,end\na,0,1\na,2,3\n")
+    failure, asked = explain(Exception(f"ERROR: [youtube] a: {message}")), []
+
+    def fail(*_):
+        asked.append(1)
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.collect.fetch", fail)
+        for number in (1, 2):
+            counts = collect(config())
+            assert counts[f"failed: {failure.reason}"] == counts[f"failed before: {failure.reason}"] == 1
+            assert len(asked) == number
+    assert collect(config())["fetched"] == 1
 
 
 def test_a_full_disk_ends_the_run():
@@ -342,3 +374,14 @@ def test_a_folder_is_indexed_where_it_is(tmp_path, clip):
     assert {row["file"] for row in rows} == {str(folder / "Ein Film (1).mp4"), str(folder / "sub/Ein Film (1).mp4")}
     assert len({row["id"] for row in rows}) == 2 and all(re.fullmatch(r"[A-Za-z0-9_-]+", row["id"]) for row in rows)
     assert not (tmp_path / "out/videos").exists()
+
+
+def test_a_name_that_is_no_utf8_does_not_end_the_indexing_of_a_folder(tmp_path, clip):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    names = {os.fsdecode(b"caf\xe9.mp4"), "plain.mp4"}
+    for name in names:
+        (folder / name).write_bytes(clip.read_bytes())
+    assert collect(CollectConfig(list=folder, output=tmp_path / "out"))["listed"] == 2
+    rows = read_collected(tmp_path / "out/collected.csv")
+    assert {row["file"].name for row in rows} == names and all(row["file"].is_file() for row in rows)

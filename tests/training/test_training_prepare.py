@@ -397,6 +397,16 @@ def test_a_lost_clip_that_cannot_be_made_again_is_dropped_and_not_left_in_the_ma
     assert prepare(config())["kept"] == 2 and table(config) == [lost, other]
 
 
+def test_names_of_files_may_be_no_utf8_and_all_else_may_not(config, collected, tmp_path):
+    name = os.fsdecode(b"caf\xe9.mp4")
+    video(tmp_path, "cafe", 1).rename(tmp_path / name)
+    collected({"id": "cafe", "file": name})
+    assert prepare(config())["kept"] == 1
+    collected({"id": "cafe", "file": name, "label": os.fsdecode(b"caf\xe9")})
+    with pytest.raises(ValueError, match="no UTF-8"):
+        prepare(config())
+
+
 def test_wrong_tables_and_settings_are_said_clearly(config, collected):
     with pytest.raises(FileNotFoundError, match=r"collect\.py"):
         prepare(config())
