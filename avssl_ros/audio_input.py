@@ -40,6 +40,9 @@ LIST_SECONDS = 10.0  # a sound system that takes longer hangs
 MAX_FILE_SAMPLES = 100_000_000  # that `read_audio` holds in memory: 400 MB as float32, 35 minutes at 48 kHz
 FILE_RATES = (1000, 768_000)  # Hz that a sound file may state: buffers are made for seconds of it
 MAX_JUMP_SECONDS = 3600.0  # between two blocks or pictures of a file; a damaged time would be filled with silence
+MAX_BAD_PACKETS = 1000  # in a row, 20 s of sound or more of pictures: no damage but garbage, however long it goes on
+# A start nearer to 0 is left as it is: that is the delay of a codec or an edit list, and belongs to the file's times.
+MAX_START_SECONDS = 1.0
 # What FFmpeg may take a file for. Without such a list a text file can be a playlist that opens other files or the net.
 FILE_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,"
@@ -517,7 +520,8 @@ class SoundFile:
     """The sound of a file, read block by block: memory stays small however long the file is.
 
     Iterating gives (time, samples): seconds of the block's first sample on the file's own time axis, which its video
-    shares, and float32 (n,) in [-1, 1]. Channels are averaged; of ambisonics the omnidirectional one is taken.
+    shares and which begins at about 0 (`start_of`), and float32 (n,) in [-1, 1]. Channels are averaged; of ambisonics
+    the omnidirectional one is taken. A damaged packet leaves a gap.
 
     Attributes:
         sample_rate: Hz.
@@ -554,18 +558,22 @@ class SoundFile:
                     yield block_time, samples
             except av.error.FFmpegError as error:
                 self.error = f"{self.path} is damaged or cut off: its sound can be read up to {end:.1f} s ({error})"
+                return
         # Only in mp4 and its relatives is the duration a promise; elsewhere it may be an estimate from the bit rate.
         promised = self.duration if "mp4" in container.format.name else None
-        if self.error is None and promised and end < promised - max(0.5, 0.02 * promised):
+        if promised and end < promised - max(0.5, 0.02 * promised):
             self.error = f"{self.path} is cut off: its sound ends at {end:.1f} s of {promised:.1f} s"
 
     def _decode(self, container) -> Iterator[tuple[float, np.ndarray]]:
         stream = container.streams.audio[0]
         # Only the sample format changes here; rate and channels stay, so nothing is resampled.
         to_float = av.AudioResampler(format="fltp")
-        next_time = 0.0
-        for frame in container.decode(stream):
-            block_time = next_time if frame.time is None else float(frame.time)
+        start, next_time = start_of(container), 0.0
+        for frame in decoded(container, stream):
+            if isinstance(frame, av.error.FFmpegError):
+                self.error = self.error or missing_parts(self.path, "sound", next_time, frame)
+                continue
+            block_time = next_time if frame.time is None else float(frame.time) - start
             ambisonic = frame.layout.name.startswith("ambisonic")
             for converted in to_float.resample(frame):
                 if converted.sample_rate != self.sample_rate:
@@ -580,8 +588,8 @@ class SoundFile:
 def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
     """The whole sound of a file: mono float32 (n,) in [-1, 1] and its sample rate in Hz.
 
-    Raises FileNotFoundError, or ValueError where the file is empty, no media file, has no sound, is cut off, or is
-    longer than memory should hold.
+    Raises FileNotFoundError, or ValueError where the file is empty, no media file, has no sound, is damaged or cut
+    off, or is longer than memory should hold.
     """
     sound = SoundFile(path)
     minutes = MAX_FILE_SAMPLES / sound.sample_rate / 60
@@ -624,6 +632,39 @@ def open_media(path: Path):
             f"{path} cannot be opened as video or sound: it is no media file, or was cut off before its index was "
             f"written ({error.strerror})"
         ) from error
+
+
+def start_of(container) -> float:
+    """Seconds to take from the times of all streams, so that they begin at 0 and stay in step with each other.
+
+    Broadcasts, and pieces cut from a live stream, begin at any time of the sender's clock, hours from 0.
+    """
+    start = (container.start_time or 0) / av.time_base
+    return start if abs(start) > MAX_START_SECONDS else 0.0
+
+
+def decoded(container, stream) -> Iterator[av.frame.Frame | av.error.FFmpegError]:
+    """The frames of a stream, and in place of those of a damaged packet the error: decoding goes on with the next.
+
+    Raises av.error.FFmpegError where the container itself cannot be read on, or after MAX_BAD_PACKETS in a row.
+    """
+    bad = 0
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError as error:
+            bad += 1
+            if bad == MAX_BAD_PACKETS:
+                raise
+            yield error
+        else:
+            bad = 0
+            yield from frames
+
+
+def missing_parts(path: Path, what: str, time: float, error: av.error.FFmpegError) -> str:
+    """What is wrong with a file whose packet at `time` seconds gave `error`, for a person."""
+    return f"{path} is damaged: parts of its {what} are missing, the first at {time:.1f} s ({error})"
 
 
 def of_known_kind(stream, path: Path):

@@ -13,6 +13,7 @@ and from Matroska, and which PyAV hands over with each frame; without it a 2:1 s
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -28,7 +29,16 @@ try:
 except ImportError:  # rosdep has no key for it
     simplejpeg = None
 
-from avssl_ros.audio_input import MAX_JUMP_SECONDS, MAX_PIXELS, existing_file, of_known_kind, open_media
+from avssl_ros.audio_input import (
+    MAX_JUMP_SECONDS,
+    MAX_PIXELS,
+    decoded,
+    existing_file,
+    missing_parts,
+    of_known_kind,
+    open_media,
+    start_of,
+)
 
 MAX_PICTURE_BYTES = 1 << 28  # of a picture file
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -49,6 +59,8 @@ STEREO_LAYOUTS = {1: "side by side", 2: "top and bottom"}  # libavutil/stereo3d.
 
 class VideoFile:
     """A video file. Iterating gives (time in seconds, image RGB uint8 (height, width, 3)), upright, in order.
+
+    Times begin at about 0, on one axis with the file's sound (`audio_input.start_of`).
 
     Args:
         path: any video PyAV opens.
@@ -75,28 +87,44 @@ class VideoFile:
                 self.fps = USUAL_FPS
             self.duration = float(stream.duration * stream.time_base) if stream.duration else None
             if self.duration is None and container.duration:
-                self.duration = container.duration / av.time_base
+                self.duration, start = container.duration / av.time_base, start_of(container)
+                if "matroska" in container.format.name and self.duration > start:
+                    self.duration -= start  # Matroska states the time of the end, wherever the beginning is
             self.has_audio = bool(container.streams.audio)
-            try:
-                first = next(container.decode(stream), None)
-            except av.error.FFmpegError as error:
-                raise ValueError(f"{self.path}: not one frame of the video can be decoded ({error})") from error
-        if first is None:
-            raise ValueError(f"{self.path}: the video has no frames; it was probably cut off")
+            first = self._first_frame(container, stream)
         self.height, self.width = _upright(first).shape[:2]
         if projection == "auto":
             self.projection, self.projection_reason = _projection_of_frame(first, self.width, self.height, self.path)
         else:
             self.projection, self.projection_reason = _given(projection)
 
+    def _first_frame(self, container, stream) -> av.VideoFrame:
+        error = None
+        try:
+            for frame in decoded(container, stream):
+                if not isinstance(frame, av.error.FFmpegError):
+                    return frame
+                error = error or frame
+        except av.error.FFmpegError as last:
+            error = error or last
+        if error is None:
+            raise ValueError(f"{self.path}: the video has no frames; it was probably cut off")
+        raise ValueError(f"{self.path}: not one frame of the video can be decoded ({error})") from error
+
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
         end, count = 0.0, 0
         with open_media(self.path) as container:
             stream = _picture_stream(container, self.path)
             stream.thread_type = "AUTO"
+            start = start_of(container)
             try:
-                for frame in container.decode(stream):
-                    time = count / self.fps if frame.time is None else float(frame.time)
+                for frame in decoded(container, stream):
+                    if isinstance(frame, av.error.FFmpegError):
+                        self.error = self.error or missing_parts(self.path, "video", end, frame)
+                        continue
+                    time = count / self.fps if frame.time is None else float(frame.time) - start
+                    if self.error and time + 1 / self.fps < end:
+                        continue  # behind a damaged frame the decoder may lose the order for a moment
                     if time > end + MAX_JUMP_SECONDS:
                         self.error = f"{self.path} is damaged: its video goes from {end:.1f} to {time:.1f} s"
                         return
@@ -107,8 +135,9 @@ class VideoFile:
                     yield time, image
             except av.error.FFmpegError as error:
                 self.error = f"{self.path} is damaged or cut off: its video can be read up to {end:.1f} s ({error})"
+                return
         promised = self.duration if "mp4" in container.format.name else None
-        if self.error is None and promised and end < promised - max(0.5, 0.02 * promised):
+        if promised and end < promised - max(0.5, 0.02 * promised):
             self.error = f"{self.path} is cut off: its video ends at {end:.1f} s of {promised:.1f} s"
 
 
@@ -205,14 +234,33 @@ def is_image(path: str | Path) -> bool:
 
 
 def image_projection(path: str | Path, image: np.ndarray, projection: str = "auto") -> tuple[str, str]:
-    """The projection of a picture file and why: as given, else by its Photo Sphere (GPano) metadata, else its shape."""
+    """The projection of a picture file and why: as given, else by its Photo Sphere (GPano) metadata, else its shape.
+
+    Raises ValueError where the metadata say that it shows a part of the sphere.
+    """
     if projection != "auto":
         return _given(projection)
     with Path(path).open("rb") as file:
         head = file.read(1 << 18)  # XMP stands in the first segments
     if b"GPano:ProjectionType" in head and b"equirectangular" in head:
+        _check_whole_sphere(head, Path(path))
         return "equirectangular", "its Photo Sphere metadata say so"
     return projection_of_shape(image.shape[1], image.shape[0])
+
+
+def _check_whole_sphere(xmp: bytes, path: Path) -> None:
+    """Raises ValueError where the Photo Sphere metadata state a picture smaller than its sphere."""
+    for side in (b"Width", b"Height"):
+        there, full = (
+            re.search(rb"GPano:%s%sPixels\s*(?:=\s*[\"']|>)\s*(\d{1,9})" % (what, side), xmp)  # attribute or element
+            for what in (b"CroppedAreaImage", b"FullPano")
+        )
+        if there and full and int(there[1]) < (1 - EQUIRECTANGULAR_TOLERANCE) * int(full[1]):
+            raise ValueError(
+                f"{path}: its Photo Sphere metadata say that it shows a part of the sphere ({side.decode().lower()} "
+                f"{int(there[1])} of {int(full[1])} pixels), which is not supported; put it into a whole sphere of "
+                "twice the width as height, or give --projection to overrule"
+            )
 
 
 def _given(projection: str) -> tuple[str, str]:

@@ -74,6 +74,30 @@ def cut_off(path: Path, share: float = 0.5) -> Path:
     return cut
 
 
+def damaged(path: Path, kind: str, number: int) -> Path:
+    """A copy of the file in which a packet of its "video" or "audio" holds nothing but ones."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(getattr(container.streams, kind)[0]) if packet.size]
+        start, size = packets[number].pos, packets[number].size
+    data = bytearray(path.read_bytes())
+    data[start : start + size] = b"\xff" * size
+    copy = path.with_name(f"damaged_{path.name}")
+    copy.write_bytes(data)
+    return copy
+
+
+def moved(path: Path, target: Path, seconds: float) -> Path:
+    """The same pictures and sound in the container of `target`, on a clock that is `seconds` further."""
+    with av.open(str(path)) as source, av.open(str(target), "w") as container:
+        streams = {stream: container.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:  # the last of each stream is empty
+                packet.pts, packet.dts = (t + round(seconds / packet.time_base) for t in (packet.pts, packet.dts))
+                packet.stream = streams[packet.stream]
+                container.mux(packet)
+    return target
+
+
 def insert_box(data: bytes, path: list[bytes], box: bytes) -> bytes:
     """The mp4 with `box` put at the end of the first box at `path`; its index must come last, so that nothing moves."""
     offset = 0

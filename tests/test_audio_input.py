@@ -10,10 +10,12 @@ import threading
 import time
 from pathlib import Path
 
+import av
 import media
 import numpy as np
 import pytest
 
+from avssl_ros import audio_input
 from avssl_ros.audio_input import (
     AudioBuffer,
     AudioDeviceError,
@@ -23,6 +25,7 @@ from avssl_ros.audio_input import (
     list_devices,
     read_audio,
 )
+from avssl_ros.video_input import VideoFile
 
 RECOVERY_SECONDS = 3.0  # from the return of the sound server to the first sound; PulseAudio itself takes 2 of them
 
@@ -39,6 +42,16 @@ def wait_until(condition, seconds: float) -> bool:
 def pitch(samples: np.ndarray, rate: int) -> float:
     """Strongest frequency in Hz."""
     return float(np.argmax(np.abs(np.fft.rfft(samples))) * rate / len(samples))
+
+
+def mp3(path: Path, samples: np.ndarray, rate: int) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mp3", rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        for part in (frame, None):
+            container.mux(stream.encode(part))
+    return path
 
 
 class TestAudioBuffer:
@@ -163,6 +176,50 @@ class TestFiles:
         assert "cut off" in cut.error  # ... and what is not is said
         with pytest.raises(ValueError, match="cut off"):
             read_audio(cut.path)
+
+    @pytest.mark.parametrize("suffix", ["mp4", "mp3"])
+    def test_a_damaged_packet_costs_its_own_sound_only(self, tmp_path, suffix):
+        path = media.write_mp4(tmp_path / "a.mp4", media.noise_images(40, 64, 32), sound=media.tone(4.0, 44100))
+        if suffix == "mp3":
+            path = mp3(tmp_path / "a.mp3", media.tone(4.0, 44100), 44100)
+        damaged = SoundFile(media.damaged(path, "audio", 60))
+        blocks = list(damaged)
+        assert 3.8 < sum(len(samples) for _, samples in blocks) / 44100 < 4.0
+        ends = [block_time + len(samples) / 44100 for block_time, samples in blocks]
+        gaps = [block_time for end, (block_time, _) in zip(ends, blocks[1:]) if block_time - end > 0.01]
+        assert len(gaps) == 1 and 1.3 < gaps[0] < 1.8  # what follows keeps its times
+        assert "parts of its sound are missing, the first at 1." in damaged.error
+        with pytest.raises(ValueError, match="parts of its sound are missing"):
+            read_audio(damaged.path)
+
+    def test_garbage_ends(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(audio_input, "MAX_BAD_PACKETS", 20)
+        path = media.write_mp4(tmp_path / "a.mp4", media.noise_images(30, 64, 32), sound=media.tone(3.0, 44100))
+        content = path.read_bytes()
+        start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+        path.write_bytes(content[:start] + b"\xff" * (end - start) + content[end:])
+        sound = SoundFile(path)
+        assert not list(sound) and "can be read up to 0.0 s" in sound.error
+        with pytest.raises(ValueError, match="not one frame"):
+            VideoFile(path)
+
+    @pytest.mark.parametrize("name", ["a.ts", "a.mkv"])
+    def test_a_clock_that_begins_hours_from_0_is_set_to_0(self, tmp_path, name):
+        whole = media.write_mp4(tmp_path / "a.mp4", media.noise_images(20, 64, 32), sound=media.tone(2.0, 44100))
+        late = media.moved(whole, tmp_path / name, 7200.0)
+        sound, video, reference = SoundFile(late), VideoFile(late), SoundFile(whole)
+        sounds, pictures = [time for time, _ in sound], [time for time, _ in video]
+        assert sound.error is None and video.error is None and video.duration == pytest.approx(2.0, abs=0.1)
+        assert sounds[0] == pytest.approx(0.0, abs=0.001) and len(sounds) >= len(list(reference))
+        assert len(pictures) == 20
+        # The codec's first block is before the pictures; an mp4's edit list hides it.
+        assert pictures[0] - sounds[0] == pytest.approx(1024 / 44100, abs=0.002)
+
+    def test_a_small_start_is_part_of_the_times(self, tmp_path):
+        whole = media.write_mp4(tmp_path / "a.mp4", media.noise_images(20, 64, 32), sound=media.tone(2.0, 44100))
+        late = media.moved(whole, tmp_path / "late.mp4", 0.5)
+        assert next(iter(VideoFile(late)))[0] == pytest.approx(0.5, abs=0.001)
+        assert next(iter(SoundFile(late)))[0] == pytest.approx(0.5, abs=0.03)
 
 
 class TestFileAudio:

@@ -95,6 +95,21 @@ def test_a_cut_off_video_gives_what_it_can_and_says_so(tmp_path):
     assert "cut off" in video.error and "cut_whole.mp4" in video.error
 
 
+def soft_images(count: int) -> list[np.ndarray]:
+    """A soft pattern that moves, which h264 stores as differences."""
+    pattern = cv2.resize(media.noise_images(1, 12, 6)[0], (160, 80), interpolation=cv2.INTER_CUBIC)
+    return [np.roll(pattern, 3 * number, 1) for number in range(count)]
+
+
+@pytest.mark.parametrize(("packet", "least"), [(0, 40), (20, 45), (25, 55)], ids=["first", "key picture", "difference"])
+def test_a_damaged_packet_costs_a_few_frames_only(tmp_path, packet, least):
+    video = VideoFile(media.damaged(media.write_mp4(tmp_path / "soft.mp4", soft_images(60)), "video", packet))
+    times = [time for time, _ in video]
+    assert least <= len(times) < 60 and times[-1] == pytest.approx(5.9)
+    assert all(later > earlier for earlier, later in zip(times, times[1:]))
+    assert "damaged_soft.mp4 is damaged: parts of its video are missing, the first at" in video.error
+
+
 def test_a_video_cut_before_its_index_says_so(mp4):
     with pytest.raises(ValueError, match="cut off before its index"):
         VideoFile(media.cut_off(mp4))
@@ -144,6 +159,23 @@ def test_projection_of_a_picture(tmp_path):
     segment = b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp
     (tmp_path / "b.jpg").write_bytes(data[:2] + segment + data[2:])
     assert image_projection(tmp_path / "b.jpg", read_image(tmp_path / "b.jpg"))[0] == "equirectangular"
+
+
+@pytest.mark.parametrize("form", ['GPano:%s="%d" ', "<GPano:%s>%d</GPano:%s>"], ids=["attributes", "elements"])
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (1000, 250), (1000, 500)])
+def test_a_part_of_a_panorama_is_not_taken_for_a_whole_sphere(tmp_path, form, width, height):
+    sizes = {"CroppedAreaImageWidthPixels": width, "CroppedAreaImageHeightPixels": height,
+             "FullPanoWidthPixels": 1000, "FullPanoHeightPixels": 500}  # fmt: skip
+    xmp = 'GPano:ProjectionType="equirectangular" '
+    xmp += "".join(form % ((name, size, name)[: form.count("%")]) for name, size in sizes.items())
+    path, image = tmp_path / "a.jpg", np.zeros((100, 200, 3), np.uint8)
+    path.write_bytes(xmp.encode())
+    assert image_projection(path, image, "perspective")[0] == "perspective"
+    if (width, height) == (1000, 500):
+        assert image_projection(path, image)[0] == "equirectangular"
+        return
+    with pytest.raises(ValueError, match="part of the sphere.*(512 of 1000|250 of 500).*--projection"):
+        image_projection(path, image)
 
 
 @pytest.mark.shared
