@@ -59,7 +59,10 @@ def take(arguments: argparse.Namespace) -> tuple[np.ndarray, str, str, str]:
         return image, path.name, *image_projection(path, image, arguments.projection)
     else:
         video = VideoFile(path, arguments.projection)
-        return next(iter(video))[1], path.name, video.projection, video.projection_reason
+        first = next(iter(video), None)
+        if first is None:
+            raise ValueError(video.error or f"{path} gives no picture; give another video or a picture")
+        return first[1], path.name, video.projection, video.projection_reason
     if arguments.projection != "auto":
         return image, name, arguments.projection, "it was given"
     return image, name, *projection_of_shape(image.shape[1], image.shape[0])

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from avssl_ros import check, record
 from avssl_ros.audio_input import AudioBuffer, AudioDeviceError, SoundFile, list_devices, read_audio
-from avssl_ros.recording import Recording
+from avssl_ros.mp4 import MAX_SOUND_JITTER
+from avssl_ros.recording import RESULTS, Recording
 from avssl_ros.scene import Localization
 from avssl_ros.timeline import source_names
 from avssl_ros.video_input import VideoFile, image_projection, is_image, read_image
@@ -122,10 +123,10 @@ def _add_localize_arguments(parser: argparse.ArgumentParser) -> None:
     _add_fov(parser)
     parser.add_argument(
         "--rate",
-        type=_number(0.1, 120),
+        type=_number(0.2, 120),  # rarer frames would look like jumps in time, which end all tracks
         default=10.0,
         metavar="HZ",
-        help="how many frames of a second are localized, 0.1..120 (default: 10)",
+        help="how many frames of a second are localized, 0.2..120; below about 5 short sounds are missed (default: 10)",
     )
     parser.add_argument("--models", metavar="DIR", help="model folder (default: the shipped one)")
     parser.add_argument("--view-size", type=int, metavar="PIXELS",
@@ -198,7 +199,10 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 class SoundWindow:
-    """The newest seconds of a sound file, read on as time advances, so that a long file stays out of memory."""
+    """The newest seconds of a sound file, read on as time advances, so that a long file stays out of memory.
+
+    Where the file has no sound (a gap, or after its end) it is silent, as it is when played.
+    """
 
     def __init__(self, path: str | Path, seconds: float):
         self.file = SoundFile(path)
@@ -212,13 +216,21 @@ class SoundWindow:
         """Read on to `until` seconds; gives the (time, samples) of the blocks on the way."""
         while self._next is not None and self._next[0] <= until:
             block_time, samples = self._next
+            gap = self._missing(block_time - 1 / self.sample_rate)
+            self._buffer.write(np.zeros(gap, np.float32), block_time - gap / self.sample_rate)
             self._buffer.write(samples, block_time)
             yield block_time, samples
             self._next = next(self._blocks, None)
 
     def read(self, until: float) -> np.ndarray:
-        """The samples of the window that ends at `until`, float32 (n,)."""
-        return self._buffer.read(until, self._seconds)
+        """The samples of the window that ends at `until`, float32 (n,); empty where the file has none in it."""
+        samples = self._buffer.read(until, self._seconds)
+        return np.append(samples, np.zeros(self._missing(until) if samples.size else 0, np.float32))
+
+    def _missing(self, time: float) -> int:
+        """Samples that lack after the newest up to `time`; 0 for the jitter of a file's times, or a window or more."""
+        seconds = 0.0 if self._buffer.latest is None else time - self._buffer.latest
+        return round(seconds * self.sample_rate) if MAX_SOUND_JITTER < seconds < self._seconds else 0
 
 
 class StillVideo:
@@ -243,11 +255,12 @@ def _localize(arguments: argparse.Namespace) -> int:
     video, sound_path = _open_input(path, arguments)
     localizer = _make_localizer(arguments)
     sound = SoundWindow(sound_path, localizer.window_seconds)
+    folder = Path(arguments.output or f"{path.stem}_sources")
+    _check_before_writing(video, sound.file, folder, path)
     length = f", {video.duration:.1f} s" if video.duration else ""
     print(
         f"{path.name}: {video.width}x{video.height}{length}, {video.projection}: {video.projection_reason}", flush=True
     )
-    folder = arguments.output or f"{path.stem}_sources"
     size, projection = (video.width, video.height), video.projection
     recording = Recording(folder, *size, video.fps, sound.sample_rate, projection, arguments.fov, title=path.name)
     try:
@@ -269,7 +282,7 @@ def _open_input(path: Path, arguments: argparse.Namespace) -> tuple[VideoFile | 
         if not arguments.sound:
             raise ValueError(f"{path} is a picture without sound; give a sound file with --sound FILE")
         sound = SoundFile(arguments.sound)
-        seconds = sum(len(samples) for _, samples in sound) / sound.sample_rate
+        seconds = max((time + len(samples) / sound.sample_rate for time, samples in sound), default=0.0)
         if not seconds:
             raise ValueError(f"{arguments.sound} has a sound stream without a single sample; give a file with sound")
         return StillVideo(path, seconds, arguments.projection), Path(arguments.sound)
@@ -277,6 +290,26 @@ def _open_input(path: Path, arguments: argparse.Namespace) -> tuple[VideoFile | 
     if not arguments.sound and not video.has_audio:
         raise ValueError(f"{path} has no sound; give a sound file with --sound FILE")
     return video, Path(arguments.sound or path)
+
+
+def _check_before_writing(video: VideoFile | StillVideo, sound: SoundFile, folder: Path, path: Path) -> None:
+    """Raises ValueError where the run would be refused later, or would write over what it reads.
+
+    That must be known before the results of an earlier run are replaced.
+    """
+    from avssl_ros.features import HIGHEST_RATE, LOWEST_RATE
+    from avssl_ros.localizer import check_image
+
+    check_image(np.broadcast_to(np.uint8(0), (video.height, video.width, 3)), video.projection)
+    if not LOWEST_RATE <= sound.sample_rate <= HIGHEST_RATE:
+        raise ValueError(
+            f"{sound.path} has {sound.sample_rate} samples a second, wanted {LOWEST_RATE} to {HIGHEST_RATE}; convert "
+            "it: ffmpeg -i FILE -ar 48000 new.wav"
+        )
+    for result in (folder / name for name in RESULTS):
+        for read in (path, sound.path):
+            if result.exists() and result.samefile(read):
+                raise ValueError(f"{result} would be written over {read}, which is read; give another --output DIR")
 
 
 def _make_localizer(arguments: argparse.Namespace):

@@ -24,6 +24,7 @@ from avssl_ros.scene import Localization
 from avssl_ros.timeline import draw_timeline
 
 MAX_WIDTH = 1920  # of overlay.mp4: larger pictures are scaled down, as encoding them takes longer than localizing
+RESULTS = SOURCES, OVERLAY, TIMELINE = ("sources.jsonl", "overlay.mp4", "timeline.png")  # names of the files
 MAX_LINES = 40_000  # kept in memory for the timeline, over an hour at 10 Hz; about 50 MB
 
 
@@ -67,15 +68,15 @@ class Recording:
 
     @property
     def sources_path(self) -> Path:
-        return self.folder / "sources.jsonl"
+        return self.folder / SOURCES
 
     @property
     def overlay_path(self) -> Path:
-        return self.folder / "overlay.mp4"
+        return self.folder / OVERLAY
 
     @property
     def timeline_path(self) -> Path:
-        return self.folder / "timeline.png"
+        return self.folder / TIMELINE
 
     def add_scene(self, scene: Localization) -> None:
         """Append one line to sources.jsonl."""

@@ -131,6 +131,64 @@ def test_sound_that_ends_before_the_video(loudness, clip, tmp_path):
     assert not any(line["active"] or line["sources"] for line in lines[17:])
 
 
+def test_a_window_of_sound_ends_at_its_time_with_silence_where_the_file_has_none(tmp_path):
+    sound = cli.SoundWindow(media.write_wav(tmp_path / "short.wav", np.ones(8000), 8000), 2.0)
+    list(sound.advance(5.0))
+    window = sound.read(1.5)
+    assert len(window) == pytest.approx(12000, abs=1) and window.dtype == np.float32
+    assert window[:7990].min() > 0.9 and not window[8010:].any()
+    assert len(sound.read(2.9)) == 16000 and sound.read(2.9)[:700].any() and not sound.read(3.1).size
+
+
+def test_a_gap_within_the_sound_is_silence(tmp_path):
+    sound = cli.SoundWindow(media.write_wav(tmp_path / "a.wav", np.ones(800), 8000), 2.0)
+    sound._next, sound._blocks = (0.0, np.ones(8000, np.float32)), iter([(1.5, np.ones(8000, np.float32))])
+    list(sound.advance(1.4))
+    assert not sound.read(1.4)[-3100:].any() and sound.read(1.4)[:7900].all()
+    list(sound.advance(2.0))
+    window = sound.read(2.0)
+    assert len(window) == 16000 and window[:7990].all() and not window[8010:11990].any() and window[12010:].all()
+
+
+def test_nothing_sounds_soon_after_the_sound_has_ended(loudness, clip, tmp_path):
+    sound = media.write_wav(tmp_path / "short.wav", media.tone(1.5, 8000), 8000)
+    assert cli.main(["localize", str(clip), "--sound", str(sound), "--output", str(tmp_path)]) == 0
+    heard = [line["time"] for line in lines_of(tmp_path) if line["sources"]]
+    assert heard[-1] == pytest.approx(1.5, abs=0.11)
+
+
+def test_a_video_whose_clock_begins_hours_from_0(loudness, clip, tmp_path, capsys):
+    late = media.moved(clip, tmp_path / "late.ts", 7200.0)
+    assert cli.main(["localize", str(late), "--output", str(tmp_path / "out")]) == 0
+    lines = lines_of(tmp_path / "out")
+    assert len(lines) == pytest.approx(30, abs=1) and "warning" not in capsys.readouterr().err
+    heard = [line["time"] for line in lines if line["sources"]]
+    assert heard[0] == pytest.approx(1.1, abs=0.13) and heard[-1] == pytest.approx(2.0, abs=0.13)
+    assert cli.main(["check", str(late), "--output", str(tmp_path / "check.png")]) == 0
+
+
+def test_a_run_does_not_write_over_what_it_reads(loudness, clip, tmp_path, capsys):
+    overlay = tmp_path / "overlay.mp4"
+    overlay.write_bytes(content := clip.read_bytes())
+    (tmp_path / "link.mp4").symlink_to(overlay)
+    for path in (overlay, tmp_path / "link.mp4"):
+        assert "another --output" in error_of(capsys, "localize", path, "--output", tmp_path)
+    assert "another --output" in error_of(capsys, "localize", clip, "--sound", overlay, "--output", tmp_path)
+    assert overlay.read_bytes() == content and not (tmp_path / "sources.jsonl").exists()
+
+
+def test_a_run_that_is_refused_leaves_the_results_of_the_last_one(loudness, clip, tmp_path, capsys):
+    for name in ("sources.jsonl", "overlay.mp4", "timeline.png"):
+        (tmp_path / name).write_text("earlier")
+    fine = media.write_wav(tmp_path / "fine.wav", media.tone(0.2, 352_800), 352_800)
+    wide = media.write_mp4(tmp_path / "wide.mp4", media.noise_images(3, 320, 180), sound=media.tone(0.3, 44100))
+    assert "ffmpeg" in error_of(capsys, "localize", clip, "--sound", fine, "--output", tmp_path)
+    said = error_of(capsys, "localize", wide, "--projection", "equirectangular", "--output", tmp_path)
+    assert "twice as wide as high" in said
+    for name in ("sources.jsonl", "overlay.mp4", "timeline.png"):
+        assert (tmp_path / name).read_text() == "earlier"
+
+
 def test_without_output_the_results_lie_in_a_folder_of_the_inputs_name(loudness, clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["localize", str(clip), "--rate", "2"]) == 0
@@ -174,7 +232,9 @@ def test_user_errors_are_one_clear_line(loudness, clip, tmp_path, capsys):
     assert "file" in error_of(capsys, "localize", clip, "--output", tmp_path / "file")
 
 
-@pytest.mark.parametrize("arguments", [["--rate", "0"], ["--fov", "200"], ["--rate", "fast"], ["--unknown"]])
+@pytest.mark.parametrize(
+    "arguments", [["--rate", "0"], ["--rate", "0.1"], ["--fov", "200"], ["--rate", "fast"], ["--unknown"]]
+)
 def test_wrong_options_are_refused(clip, arguments, capsys):
     with pytest.raises(SystemExit) as exit_status:
         cli.main(["localize", str(clip), *arguments])
@@ -224,6 +284,8 @@ def test_check_explains_what_it_cannot_use(clip, tmp_path, monkeypatch, capsys):
     assert "camera 99" in error_of(capsys, "check", "--camera", "99")
     assert "cannot be written" in error_of(capsys, "check", clip, "--output", tmp_path / "none" / "a.png")
     assert "cannot be written" in error_of(capsys, "check", clip, "--output", tmp_path / "a.nothing")
+    monkeypatch.setattr(VideoFile, "__iter__", lambda video: iter(()))
+    assert "gives no picture" in error_of(capsys, "check", clip)
     monkeypatch.setitem(sys.modules, "avssl_ros.ros.one_image", None)  # importing it fails
     assert "ROS 2" in error_of(capsys, "check", "--topic", "/camera/image")
 
