@@ -110,12 +110,14 @@ def as_mono(audio, sample_rate, centred: bool = False) -> np.ndarray:
         samples = samples.astype(np.float32) / 32768.0
     if samples.dtype.kind != "f":
         raise ValueError(f"audio must be float in [-1, 1] or int16, got {samples.dtype}")
+    if not samples.size:
+        raise ValueError(f"audio of shape {samples.shape} has 0 samples; give at least 20 ms of sound")
     if samples.ndim == 2 and min(samples.shape) <= 8:
         samples = samples.mean(axis=int(samples.shape[1] <= samples.shape[0]))
     if samples.ndim != 1:
         raise ValueError(f"audio must be mono (n,) or (n, channels), got shape {np.shape(audio)}")
-    if len(samples) < 2:
-        raise ValueError(f"audio has {len(samples)} sample(s); give at least 20 ms of sound")
+    if len(samples) * min(1.0, SAMPLE_RATE / sample_rate) < 2:  # nothing or next to nothing is left at SAMPLE_RATE
+        raise ValueError(f"audio has {len(samples)} sample(s) at {sample_rate:g} Hz; give at least 20 ms of sound")
     samples = samples.astype(np.float32)
     if not np.all(np.isfinite(samples)):
         raise ValueError("audio holds NaN or infinity; give finite samples in [-1, 1]")

@@ -64,6 +64,8 @@ def test_int16_and_stereo_are_understood():
         (tone(440.0), float("nan"), "sample_rate must be"),
         (np.zeros(0, np.float32), 16000, "0 sample"),
         (np.zeros(1, np.float32), 16000, "1 sample"),
+        (np.zeros((0, 2), np.float32), 16000, "0 samples"),
+        (np.zeros(2, np.float32), 192000, "2 sample.*20 ms"),
         (np.array([0.0, np.nan, 0.0], np.float32), 16000, "NaN"),
         (np.zeros((100, 100), np.float32), 16000, "mono"),
         (np.array(["a", "b"]), 16000, "must be float"),
