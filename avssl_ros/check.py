@@ -70,10 +70,14 @@ def take(arguments: argparse.Namespace) -> tuple[np.ndarray, str, str, str]:
 
 def _of_topic(topic: str) -> tuple[np.ndarray, str, float]:
     try:
+        from avssl_ros.ros.camera import optical_frame
         from avssl_ros.ros.one_image import take_image
     except ImportError as error:
         raise ValueError(f"a topic needs ROS 2, which is not here ({error}); give a picture or --camera") from error
-    return take_image(topic, TOPIC_SECONDS)
+    image, frame_id, stamp = take_image(topic, TOPIC_SECONDS)
+    if hint := optical_frame(frame_id):
+        print(hint)
+    return image, frame_id, stamp
 
 
 def _of_camera(number: int) -> np.ndarray:

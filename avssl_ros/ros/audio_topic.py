@@ -110,9 +110,9 @@ class AudioTopic(AudioSource):
         qos = QoSProfile(depth=QUEUE, reliability=reliability)
         message_type = _message_type(kind)
         if kind in ("audio_common_msgs/msg/AudioData", "audio_common_msgs/msg/AudioDataStamped"):
-            latched = QoSProfile(depth=1, durability=DurabilityPolicy.VOLATILE)
+            info_qos = QoSProfile(depth=1, durability=DurabilityPolicy.VOLATILE)
             info_type = _message_type("audio_common_msgs/msg/AudioInfo")
-            self._subscriptions.append(self._node.create_subscription(info_type, "audio_info", self._on_info, latched))
+            self._subscriptions.append(self._node.create_subscription(info_type, "audio_info", self._on_info, info_qos))
         callback = self._safely(self._readers[kind])
         self._subscriptions.append(self._node.create_subscription(message_type, "audio", callback, qos))
         self._type, self._reliability = kind, reliability
