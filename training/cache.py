@@ -26,6 +26,7 @@ Rules:
  - Nothing is evicted. An item goes into memory while it fits into `memory_bytes`, else on disk while it fits into
    `disk_bytes`, else it is read from the source each time. Both limits hold for all processes of the node together, and
    count whole pages of 4 KiB. The control files (locks, counters) take some ten KiB more.
+ - A quarter of the shared memory, 64 MiB to 1 GiB, is never filled: the batches of DataLoader workers go through it.
  - Whole or absent: an entry is written under a temporary name and renamed. Its checksum covers every byte; a damaged
    entry is counted, removed and refilled. There is no fsync: what a power cut tears, the checksum finds.
  - All locks are released by the kernel when their holder dies, and lie in shared memory, never on a network disk (in
@@ -71,6 +72,7 @@ from torch.utils.data import Dataset
 PREFIX = "avssl-cache"
 SHARED_MEMORY = "/dev/shm"
 PAGE = 4096
+LEAST_LEFT, MOST_LEFT = 64 << 20, 1 << 30  # bytes of the shared memory that are not for the cache, see `_left_free`
 RECOUNT_SECONDS = 60.0  # at most this often is a full tier counted anew, in case a killed writer left room
 
 # ---------------------------------------------------------------------------------------------------------------- keys
@@ -357,13 +359,20 @@ class _Tier:
     def _reserve(self, temporary: Path, size: int) -> int | None:
         """Descriptor of a new locked file of `size` bytes that the ledger knows, or None for lack of room."""
         with self._change(_pages(size)) as (used, add):
-            if used + _pages(size) > self.limit:
+            if used + _pages(size) > self.limit or not self._leaves_room(_pages(size)):
                 return None
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             os.ftruncate(descriptor, size)
             add(_pages(size))
             return descriptor
+
+    def _leaves_room(self, size: int) -> bool:
+        """Whether `size` bytes more leave to others what shared memory owes them. A full disk only ends the caching."""
+        if self.name != "memory":
+            return True
+        total, free = _extent(self.folder)
+        return total == 0 or free - size >= _left_free(total)
 
     def remove(self, index: int) -> None:
         """Removes a damaged entry."""
@@ -399,6 +408,21 @@ class _Tier:
                                    and abs(time.monotonic_ns() - counted) > RECOUNT_SECONDS * 1e9):
                 used = self._recount(ledger)
             yield used, lambda size: os.pwrite(ledger, struct.pack("<q", max(0, used + size)), 0)
+
+
+def _extent(folder: Path) -> tuple[int, int]:
+    """Bytes of a file system in all, 0 for a tmpfs without a limit, and those that are free."""
+    status = os.statvfs(folder)
+    return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+
+
+def _left_free(total: int) -> int:
+    """Bytes of a tmpfs of `total` bytes that the cache leaves to the batches of DataLoader workers.
+
+    A worker that finds it full dies, and the run with it. 64 MiB is all that Docker gives by itself; six batches of
+    10 MB, which a training and a validation worker of training/train.py may have under way, need as much.
+    """
+    return min(max(total // 4, LEAST_LEFT), MOST_LEFT)
 
 
 def _pages(size: int) -> int:
@@ -484,6 +508,8 @@ class CachedDataset(Dataset):
                 (removable if name == "memory" or not self._keep_disk else kept).append(folder)
             if limit:
                 self._tiers.append(_Tier(name, folder, limit, self._home))
+            if limit and owner and name == "memory":
+                self._warn_if_small(root, limit)
         # Finalize, since it runs at exit after the DataLoader's workers have ended, and never in a forked child.
         arguments = (users, self._home, removable, kept)
         self._end = None if users is None else Finalize(self, _detach, arguments, exitpriority=-100)
@@ -577,6 +603,14 @@ class CachedDataset(Dataset):
             self._warned.add(name)
             warnings.warn(f"cache {self.key}: the {name} part can't be used ({error}); what does not fit elsewhere "
                           "comes from the source. Free some room or name another folder.", RuntimeWarning, stacklevel=2)
+
+    def _warn_if_small(self, root: Path, limit: int) -> None:
+        total, _ = _extent(root)
+        room = max(0, total - _left_free(total))
+        if total and room < limit:
+            warnings.warn(f"cache {self.key}: {root} has {total >> 20} MiB, of which {room >> 20} are for the cache, "
+                          f"less than the {limit >> 20} asked for; the rest is left to the batches of workers. Enlarge "
+                          "it (docker run --shm-size 8g), ask for less, or name a disk.", RuntimeWarning, stacklevel=4)
 
     def _count(self, **amounts: int) -> None:
         try:

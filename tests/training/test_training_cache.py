@@ -558,20 +558,61 @@ def test_a_full_file_system_warns_once_and_the_run_goes_on_from_the_source(clips
     assert ledger(cached._tiers[0]) == use(memory) > 0 and cached.counters()["refused"] == 22
 
 
-def test_a_real_full_file_system_spills_to_disk(clips, tmp_path, memory):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", memory], capture_output=True)
+@contextlib.contextmanager
+def small_tmpfs(folder: Path, size: str):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting needs root")
     try:
-        cached = CachedDataset(clips, "full", MB, tmp_path / "disk", MB, memory_folder=memory)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)  # lazily: a failed test may still hold it
+
+
+@pytest.mark.filterwarnings("ignore:.*--shm-size")
+def test_a_real_full_file_system_spills_to_disk(clips, tmp_path, memory, monkeypatch):
+    monkeypatch.setattr(cache, "_left_free", lambda total: -total)  # who fills it comes after the look
+    with small_tmpfs(memory, "64k"):
         with pytest.warns(RuntimeWarning, match="No space left on device"):
+            cached = CachedDataset(clips, "full", MB, tmp_path / "disk", MB, memory_folder=memory)
             assert all_right(clips, cached)
         assert all_right(clips, cached) and clips.opens() == 12
         assert cached.usage()["memory"]["entries"] > 0 and cached.usage()["disk"]["entries"] > 0
         cached.close()
         assert list(memory.iterdir()) == []
-    finally:
-        subprocess.run(["umount", memory], check=True)
+
+
+def test_the_batches_of_workers_keep_their_part_of_a_small_shared_memory(clips, tmp_path, memory):
+    """They go through the same tmpfs, and a worker that finds it full ends the run."""
+    with small_tmpfs(memory, "65m"):
+        clips.kilobytes = 200
+        with pytest.warns(RuntimeWarning, match="has 65 MiB, of which 1 are for the cache.*--shm-size"):
+            cached = CachedDataset(clips, "batches", 64 * MB, tmp_path / "disk", 8 * MB, memory_folder=memory)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert all_right(clips, cached) and all_right(clips, cached) and clips.opens() == 12
+        assert cached.usage()["memory"]["entries"] == 4 and cached.usage()["disk"]["entries"] == 8
+        status = os.statvfs(memory)
+        assert 64 * MB <= status.f_bavail * status.f_frsize < 64.3 * MB
+        cached.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*--shm-size")
+@pytest.mark.parametrize("total, left", [(16, 64), (64, 64), (1000, 250), (4096, 1024), (1 << 20, 1024)])
+def test_a_quarter_of_the_shared_memory_within_limits_is_left_free(total, left, clips, memory, monkeypatch):
+    statvfs, bytes_free = os.statvfs, left * MB + 16384  # one item and a page more than must stay free
+    fake = namedtuple("Status", "f_blocks f_bavail f_frsize")(total * 256, bytes_free // 4096, 4096)
+    monkeypatch.setattr(os, "statvfs", lambda path: fake)
+    cached = CachedDataset(clips, "left", MB // 2, memory_folder=memory)
+    cached[0]
+    assert cached.usage()["memory"]["entries"] == 1
+    monkeypatch.setattr(os, "statvfs", lambda path: fake._replace(f_bavail=left * 256 + 2))
+    cached[1]
+    assert cached.usage()["memory"]["entries"] == 1 and cached.counters()["refused"] == 1
+    monkeypatch.setattr(os, "statvfs", lambda path: fake._replace(f_blocks=0, f_bavail=0))  # a tmpfs without a limit
+    cached[1]
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    assert cached.usage()["memory"]["entries"] == 2
 
 
 def test_a_folder_that_cannot_be_made_warns_once_and_the_run_goes_on(clips, tmp_path):
