@@ -53,6 +53,7 @@ from training.pictures import scene_picture
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TAGGER_FILE = "mn04_as_mAP_432.pt"
+VALIDATION_SHARE = 0.1  # of the cache of clips: it draws the same few scenes each time
 
 
 @dataclass(frozen=True)
@@ -373,7 +374,16 @@ def make_fabric(config: TrainConfig) -> Fabric:
 def _collection(config: TrainConfig, split: str) -> Collection | ClipCollection:
     more = read_more_items(config.more_items) if config.more_items is not None and split == "train" else []
     share = config.share_of_data if split == config.split else 1.0
-    return open_collection(config.data, config.clips, split, concepts_of(config), config.cache, more, share)
+    clips = _part_of_cache(config.clips, split, config.split)
+    return open_collection(config.data, clips, split, concepts_of(config), config.cache, more, share)
+
+
+def _part_of_cache(clips: ClipsConfig, split: str, trained_on: str) -> ClipsConfig:
+    """With limits for one split, since each has a cache of its own: those of training and validation add up."""
+    if trained_on == "validation":  # the only one that is open
+        return clips
+    share = 1 - VALIDATION_SHARE if split == trained_on else VALIDATION_SHARE
+    return replace(clips, memory_gb=share * clips.memory_gb, disk_gb=share * clips.disk_gb)
 
 
 def _loader(config: TrainConfig, collection, seed: int, first: int, count: int) -> DataLoader:
@@ -398,8 +408,8 @@ def _write(path: Path, text: str) -> None:
     os.replace(partial, path)  # a killed run leaves the last whole file
 
 
-def _resume(config: TrainConfig, model, average, optimizer) -> int:
-    """Loads the run's checkpoint, if there is one, and returns its step; the log is cut back to it."""
+def _resume(fabric: Fabric, config: TrainConfig, model, average, optimizer) -> int:
+    """Loads the run's checkpoint, if there is one, and returns its step; the log is cut back to it, by one rank."""
     checkpoint, log = config.run / "checkpoint.pt", config.run / "log.jsonl"
     step = 0
     if checkpoint.exists():
@@ -407,7 +417,7 @@ def _resume(config: TrainConfig, model, average, optimizer) -> int:
         for part, name in ((model, "model"), (average, "average"), (optimizer, "optimizer")):
             part.load_state_dict(state[name])
         step = state["step"]
-    if log.exists():
+    if fabric.is_global_zero and log.exists():
         lines = log.read_text().splitlines()
         lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         _write(log, "".join(f"{line}\n" for line in lines))
@@ -430,7 +440,7 @@ def train(config: TrainConfig, report: Callable[[int, dict[str, float]], None] |
     collections = {split: _collection(config, split) for split in (config.split, "validation")}
     judged = replace(config, mix=judged_on or config.mix)
     validation = _loader(judged, collections["validation"], 1, 0, config.validation_scenes)
-    step = _resume(config, model, average, optimizer) if config.run.exists() else 0
+    step = _resume(fabric, config, model, average, optimizer) if config.run.exists() else 0
     first, remaining = (count * config.scenes * fabric.world_size for count in (step, config.steps - step))
     loader = fabric.setup_dataloaders(_loader(config, collections[config.split], config.seed, first, remaining))
     if fabric.is_global_zero:

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -21,6 +22,8 @@ from tensorboard.backend.event_processing import event_accumulator  # noqa: E402
 
 from avssl_ros import Localizer  # noqa: E402
 from training import export  # noqa: E402
+from training import train as training  # noqa: E402
+from training.clip_collection import ClipsConfig  # noqa: E402
 from training.mixing import MixConfig  # noqa: E402
 from training.train import TrainConfig, learning_rate_scale, read_configuration, train  # noqa: E402
 
@@ -76,6 +79,27 @@ def test_a_run_killed_in_the_middle_ends_with_the_curve_of_an_unbroken_one(run, 
     assert [line["step"] for line in curve(broken.run)] == [1, 2, 3, 4, 5]
     for resumed, unbroken in zip(curve(broken.run), curve(whole.run)):
         assert resumed == pytest.approx(unbroken, rel=1e-5, nan_ok=True)
+
+
+def test_of_several_ranks_one_cuts_the_log_back_to_the_checkpoint(tmp_path):
+    """They would replace it by one temporary file, which the second of them no longer finds."""
+    config, log = TrainConfig(run=tmp_path), tmp_path / "log.jsonl"
+    part = torch.nn.Linear(1, 1)
+    torch.save({name: part.state_dict() for name in ("model", "average", "optimizer")} | {"step": 2},
+               tmp_path / "checkpoint.pt")
+    log.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)))
+    for first, lines in ((False, 3), (True, 2)):
+        assert training._resume(SimpleNamespace(is_global_zero=first), config, part, part, part) == 2
+        assert len(log.read_text().splitlines()) == lines
+
+
+def test_the_caches_of_training_and_validation_together_keep_to_the_limits(monkeypatch):
+    monkeypatch.setattr(training, "open_collection", lambda data, clips, *rest: clips)
+    config = TrainConfig(clips=ClipsConfig(memory_gb=4.0, disk_gb=50.0))
+    parts = [training._collection(config, split) for split in ("train", "validation")]
+    assert sum(part.memory_gb for part in parts) == pytest.approx(4.0) and parts[0].memory_gb == pytest.approx(3.6)
+    assert sum(part.disk_gb for part in parts) == pytest.approx(50.0)
+    assert training._collection(replace(config, split="validation"), "validation") == config.clips
 
 
 def test_a_wrong_configuration_key_is_named(tmp_path):
