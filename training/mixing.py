@@ -9,6 +9,10 @@ seen and heard comes from a collection: photographs and recordings (`Collection`
 from __future__ import annotations
 
 import copy
+import os
+import secrets
+import warnings
+import zipfile
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -21,8 +25,9 @@ import soxr
 from scipy.signal import fftconvolve
 
 from avssl_ros import features
-from avssl_ros.audio_input import read_audio
+from avssl_ros.audio_input import existing_file, read_audio
 from avssl_ros.geometry import ViewLayout, cut_views, direction_to_pixel, direction_to_vector, pixel_to_direction
+from training.cache import cache_key
 from training.data import BACKGROUND as BACKGROUND_CONCEPT
 from training.data import PERSON, Concept, Item, head_of, people_mask, read_people
 from training.losses import BACKGROUND, IGNORE
@@ -58,15 +63,18 @@ class Collection:
 
     def _decode(self, items: list[Item], cache: Path | None) -> dict[str, np.ndarray]:
         names = [item.file for item in items]
-        if cache is not None and cache.exists():
-            with np.load(cache) as stored:
-                if list(stored["names"]) == names:
-                    return dict(zip(names, np.split(stored["samples"], stored["offsets"][1:-1])))
+        key = _identity(self.root, names) if cache is not None else ""
+        stored = _read_decoded(cache, key) if cache is not None else None
+        if stored is not None:
+            return dict(zip(names, stored))
         decoded = [_to_int16(features.as_mono(*read_audio(self.root / name))) for name in names]
         if cache is not None:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            offsets = np.cumsum([0, *map(len, decoded)])
-            np.savez(cache, names=names, samples=np.concatenate(decoded), offsets=offsets)
+            try:
+                _write_decoded(cache, key, decoded)
+            except OSError as error:
+                warnings.warn(f"the decoded recordings can't be kept in {cache} ({error}): they are decoded anew each "
+                              "time. Free some room, or work where the folder can be written.", RuntimeWarning,
+                              stacklevel=3)
         return dict(zip(names, decoded))
 
     def close(self) -> None:
@@ -111,6 +119,35 @@ class Collection:
     def sound(self, item: Item) -> np.ndarray:
         """float32 (n,) at the model's rate."""
         return self._decoded[item.file].astype(np.float32) / 32768.0
+
+
+def _identity(root: Path, names: list[str]) -> str:
+    """A hash of which files these are, and of their sizes and times; errors as of `existing_file`."""
+    for name in names:
+        existing_file(root / name)
+    found = [(root / name).stat() for name in names]
+    return cache_key(root=root.resolve(), names=names, sizes=[status.st_size for status in found],
+                     times=[status.st_mtime_ns for status in found])
+
+
+def _read_decoded(cache: Path, key: str) -> list[np.ndarray] | None:
+    """Decoded recordings, each int16 (n,), or None where those of `key` are not there, or damaged."""
+    try:
+        with np.load(cache) as stored:
+            return np.split(stored["samples"], stored["offsets"][1:-1]) if str(stored["key"]) == key else None
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+
+
+def _write_decoded(cache: Path, key: str, decoded: list[np.ndarray]) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    partial = cache.with_name(f"{cache.name}.{secrets.token_hex(4)}.partial")  # a name for each of several ranks
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, key=key, samples=np.concatenate(decoded), offsets=np.cumsum([0, *map(len, decoded)]))
+        os.replace(partial, cache)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _to_int16(samples: np.ndarray) -> np.ndarray:

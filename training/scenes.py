@@ -149,14 +149,26 @@ class SceneGenerator:
     def _negative(self, rng, kind: str) -> Scene:
         names = list(rng.choice(self.lookable, self.visible, replace=False))
         if kind == "offscreen sound":
-            # What somebody in view may have said is not out of view.
-            shown = set(names) | (set() if PEOPLE.isdisjoint(names) else PEOPLE)
-            name = rng.choice([name for name in self.audible if name not in shown])
+            name, names = self._out_of_view(rng, names)
             image, objects = self._place(rng, names, 0, [name])
             sound = at_level(self._recording(rng, name), rng.uniform(-30, -15)) + self._background(rng, -60)
             return Scene(image, _clip(sound), objects, offscreen=str(name))
         image, objects = self._place(rng, names, 0)
         return Scene(image, _clip(self._negative_sound(rng, kind)), objects)
+
+    def _out_of_view(self, rng, names: list[str]) -> tuple[str, list[str]]:
+        """What sounds out of view of `names`, and what is in view.
+
+        What somebody in view may have said is not out of view. Where so nothing is left, as happens with few concepts,
+        others are in view, and fewer than `visible` if need be.
+        """
+        shown = set(names) | (set() if PEOPLE.isdisjoint(names) else PEOPLE)
+        hidden = [name for name in self.audible if name not in shown]
+        if hidden:
+            return rng.choice(hidden), names
+        name = rng.choice(self.audible)
+        others = [other for other in self.lookable if other != name and not {other, name} <= PEOPLE]
+        return name, list(rng.choice(others, min(self.visible, len(others)), replace=False))
 
     def pair(self, index: int) -> tuple[Scene, Scene]:
         """Two scenes of one picture: in the first its first object sounds, in the second its second."""

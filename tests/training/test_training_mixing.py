@@ -1,9 +1,12 @@
 """Mixed scenes carry their truth exactly, and splits keep items apart."""
 
 import copy
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -11,7 +14,8 @@ pytest.importorskip("torch")
 
 from avssl_ros import features  # noqa: E402
 from avssl_ros.geometry import angle_between, pixel_to_direction  # noqa: E402
-from training.data import read_concepts, read_items, read_more_items  # noqa: E402
+from training import mixing  # noqa: E402
+from training.data import Item, read_concepts, read_items, read_more_items  # noqa: E402
 from training.losses import BACKGROUND, IGNORE  # noqa: E402
 from training.mixing import PASTED, Collection, MixConfig, SceneMixer, at_level, excerpt, paste_on_sphere  # noqa: E402
 from training.scenes import NEGATIVES, SEPARATION, SceneGenerator  # noqa: E402
@@ -62,6 +66,96 @@ def test_excerpts_have_the_length_asked_for_and_are_not_the_silence():
         assert len(excerpt(rng, recording)) == len(excerpt(rng, recording[-4000:])) == 64000
     assert np.abs(excerpt(rng, recording[-4000:])).max() > 0
     assert features.loudest_block_db(at_level(recording, -23.0)) == pytest.approx(-23.0, abs=0.1)
+
+
+@pytest.fixture
+def recordings(tmp_path, monkeypatch):
+    """Two of them as items of a folder; what a file says is its level in percent, and how often was asked is kept."""
+    folder, asked = tmp_path / "data", []
+    folder.mkdir()
+    for name, text in (("a.wav", "10"), ("b.wav", "20")):
+        (folder / name).write_text(text)
+
+    def read(path: Path) -> tuple[np.ndarray, int]:
+        asked.append(path)
+        return np.full(64, int(path.read_text()) / 100, np.float32), features.SAMPLE_RATE
+
+    monkeypatch.setattr(mixing, "read_audio", read)
+    items = [Item("sound", name, "dog", (), "train", name, "", "") for name in ("a.wav", "b.wav")]
+    return folder, items, asked
+
+
+def first_level(collection: Collection) -> int:
+    return round(100 * float(collection.sound(collection.sounds["dog"][0])[0]))
+
+
+def test_decoded_recordings_are_those_of_the_files_that_are_there_now(recordings, tmp_path):
+    folder, items, asked = recordings
+    cache = tmp_path / "cache" / "sounds.npz"
+    for _ in range(2):
+        assert first_level(Collection(items, folder, read_concepts(), cache)) == 10
+    assert len(asked) == 2 and [path.name for path in cache.parent.iterdir()] == ["sounds.npz"]
+    (folder / "a.wav").write_text("30")  # recorded anew: as long as before, but later
+    os.utime(folder / "a.wav", (1, 1))
+    assert first_level(Collection(items, folder, read_concepts(), cache)) == 30
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "a.wav").write_text("40")
+    os.utime(tmp_path / "other" / "a.wav", (1, 1))
+    assert first_level(Collection(items, tmp_path / "other", read_concepts(), cache)) == 40
+    (tmp_path / "other" / "b.wav").unlink()
+    with pytest.raises(FileNotFoundError, match="b.wav does not exist"):
+        Collection(items, tmp_path / "other", read_concepts(), cache)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.98])
+def test_what_is_left_of_half_a_write_is_decoded_anew(recordings, tmp_path, share):
+    folder, items, asked = recordings
+    cache = tmp_path / "sounds.npz"
+    Collection(items, folder, read_concepts(), cache)
+    whole = cache.read_bytes()
+    cache.write_bytes(whole[:int(share * len(whole))])
+    assert first_level(Collection(items, folder, read_concepts(), cache)) == 10 and len(asked) == 4
+    Collection(items, folder, read_concepts(), cache)
+    assert len(asked) == 4
+
+
+def test_a_write_that_is_broken_off_leaves_what_was_there_and_the_run_goes_on(recordings, tmp_path, monkeypatch):
+    folder, items, _ = recordings
+    cache = tmp_path / "sounds.npz"
+    Collection(items, folder, read_concepts(), cache)
+    whole = cache.read_bytes()
+
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    (folder / "a.wav").write_text("5")
+    with pytest.warns(RuntimeWarning, match="No space left on device.*decoded anew"):
+        assert first_level(Collection(items, folder, read_concepts(), cache)) == 5
+    assert cache.read_bytes() == whole and not list(tmp_path.glob("*.partial"))
+    with pytest.warns(RuntimeWarning, match="can't be kept in"):  # where no folder can be made
+        assert first_level(Collection(items, folder, read_concepts(), folder / "a.wav" / "sounds.npz")) == 5
+
+
+def test_of_few_concepts_with_people_among_them_something_is_always_out_of_view(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixing, "read_audio", lambda path: (np.full(16000, 0.1, np.float32), 32000))
+    cv2.imwrite(str(tmp_path / "room.png"), np.full((64, 128, 3), 90, np.uint8))
+    names, items = ("person", "crowd", "dog", "cat", "bell"), []
+    items.append(Item("panorama", "room.png", "background", (), "train", "room", "", ""))
+    for name in names:
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((64, 64, 3), 250, np.uint8))
+        items += [Item(kind, f"{name}.{end}", name, (), "train", name, "", "")
+                  for kind, end in (("photo", "png"), ("sound", "wav"))]
+    generator = SceneGenerator(Collection(items, tmp_path, read_concepts()), 0, least_photos=1, least_sounds=1)
+    heard = set()
+    for index in range(24):
+        scene = generator.negative(index, "offscreen sound")
+        shown = {placed.concept for placed in scene.objects}
+        heard.add(scene.offscreen)
+        assert scene.offscreen not in shown and len(shown) == len(scene.objects) >= 3
+        assert scene.offscreen not in ("person", "crowd") or not shown & {"person", "crowd"}
+    assert heard == set(names)
 
 
 @pytest.fixture(scope="module")
