@@ -25,10 +25,10 @@ from scipy.optimize import minimize
 from tqdm import trange
 
 from avssl_ros import Localizer, features, fusion
-from avssl_ros.clustering import Cluster
+from avssl_ros.clustering import NEUTRAL_DECISION, Cluster
 from avssl_ros.geometry import angle_between
 from avssl_ros.localizer import RECENT_SECONDS, CloserLook
-from training.clip_collection import ClipsConfig
+from training.clip_collection import ClipsConfig, concept_called
 from training.data import read_concepts
 from training.evaluate import StillSight
 from training.scenes import TIMELINE_SECONDS, PlacedObject, Scene, Timeline, open_scenes
@@ -82,16 +82,21 @@ def candidates(localizer: Localizer, visual: np.ndarray, clusters: list[Cluster]
 
 
 def whole_window(localizer: Localizer, scene: Scene) -> tuple[Rounds, Rounds]:
-    """Candidates of one scene, and features of the name of each of its sounds and whether it is right."""
+    """Candidates of one scene, and features of the name of each of its sounds and whether it is right.
+
+    Names that are of no concept, as "sound 3", are neither right nor wrong, nor are any where what sounds has no name.
+    """
     clusters = localizer.hear(scene.sound)
     if not clusters:
         return [], []
     visual, surface = localizer.look_closer(scene.image, clusters, *_look(localizer, scene.image))
-    truth = {placed.concept for placed in scene.sounding} | {scene.offscreen}
-    concepts = [concept.name for concept in read_concepts()]
-    names = [(fusion.unseen_features(sound)[None], np.array([concepts[int(sound.concepts.argmax())] in truth]))
-             for sound in clusters]
-    return candidates(localizer, visual, clusters, surface, scene.sounding), names
+    found = candidates(localizer, visual, clusters, surface, scene.sounding)
+    truth = {placed.concept for placed in scene.sounding} | ({scene.offscreen} - {None})
+    if truth - {concept.name for concept in read_concepts()}:
+        return found, []
+    named = [concept_called(localizer.labels[int(sound.concepts.argmax())]) for sound in clusters]
+    return found, [(fusion.unseen_features(sound)[None], np.array([name in truth]))
+                   for sound, name in zip(clusters, named) if name is not None]
 
 
 def moments(localizer: Localizer, timeline: Timeline) -> Rounds:
@@ -154,6 +159,15 @@ def fit(groups: Rounds, ridge: float = 1e-3) -> dict:
     return {"bias": round(float(bias), 5), "weights": [round(float(w), 5) for w in weights]}
 
 
+def fit_names(names: Rounds) -> dict:
+    """As `fit`, of names. Neutral where none is right: the fit would never say again what is heard out of view."""
+    if any(right.any() for _, right in names):
+        return fit(names)
+    print(f"{len(names)} names of sounds could be judged, none is right: what is heard but not in view gets the "
+          "neutral confidence")
+    return NEUTRAL_DECISION["unseen"]
+
+
 def calibrate(config: CalibrateConfig) -> dict:
     """Fits and writes the decision part of the manifest; returns it."""
     localizer = Localizer(config.models)
@@ -175,16 +189,16 @@ def calibrate(config: CalibrateConfig) -> dict:
             of_streams += moments(localizer, generator.timeline(index, BACKGROUND_DB))
     generator.collection.close()
     if not groups:
-        raise ValueError(f"in none of {len(names)} sounds was anything found to calibrate on: the model says nothing "
-                         "yet; train it longer, or try more scenes")
+        raise ValueError(f"in none of {config.scenes * 3 // 2} scenes was anything found to calibrate on: the model "
+                         "says nothing yet; train it longer, or try more scenes")
     if not of_streams:
         print("no timelines (they need four concepts that sound): streams get the confidence of whole windows")
     path = config.models / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["decision"] |= {"source": fit(groups), "stream": fit(of_streams or groups), "unseen": fit(names),
+    manifest["decision"] |= {"source": fit(groups), "stream": fit(of_streams or groups), "unseen": fit_names(names),
                              "publish": config.source_publish, "publish_unseen": config.unseen_publish}
     path.write_text(json.dumps(manifest, indent=1) + "\n")
-    findable, named = (np.mean([right.any() for _, right in parts]) for parts in (groups, names))
+    findable, named = (sum(right.any() for _, right in parts) / max(len(parts), 1) for parts in (groups, names))
     print(f"{len(groups)} rounds, {findable:.0%} with a right candidate; {named:.0%} of {len(names)} named right")
     return manifest["decision"]
 

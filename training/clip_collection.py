@@ -11,9 +11,11 @@ alone (the report's way). Both kinds may be mixed, with each other and with phot
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +25,7 @@ import numpy as np
 from avssl_ros import features
 from training.cache import CachedDataset, cache_key
 from training.clips import BlobDataset, ClipDataset, JpegDataset
-from training.data import Concept, Item, read_items
+from training.data import Concept, Item, read_concepts, read_items
 from training.mixing import SECONDS, SIZE, Collection
 from training.pack import DamagedClip, Shards
 
@@ -40,9 +42,9 @@ class ClipsConfig:
     shards: Path | None = None  # folder that training/pack.py has written; None: no clips
     labels: bool = True  # of the clips; without them, which video a patch comes from is all that is known
     keep: Literal["off", "blob", "jpeg", "item"] = "jpeg"  # what is cached: the table is in training/cache.py
-    memory_gb: float = 4.0  # of shared memory, for all processes of the machine together
+    memory_gb: float = 4.0  # of shared memory, for all processes of a run on one machine together
     disk: Path | None = None  # folder on a local disk for what memory has no room for
-    disk_gb: float = 50.0
+    disk_gb: float = 50.0  # of it, likewise
     decoder: Literal["pyav", "torchcodec"] = "pyav"
 
 
@@ -61,6 +63,20 @@ def concept_of_label(concepts: list[Concept]) -> dict[str, str]:
                      concept.name):
             names[_plain(name)] = concept.name
     return names
+
+
+@lru_cache(maxsize=1)
+def _known_names() -> dict[str, str]:
+    return concept_of_label(read_concepts())
+
+
+def concept_called(label: str) -> str | None:
+    """The concept that a label of a model stands for; None where the table has none of that name.
+
+    The labels of training/discover.py are those of lists of clips, with a number where several kinds share one.
+    """
+    known, plain = _known_names(), _plain(label)
+    return known.get(plain) or known.get(re.sub(r" \d+$", "", plain))
 
 
 def _plain(name: str) -> str:

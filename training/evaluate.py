@@ -15,7 +15,7 @@ cIoU           share of scenes whose marked area P and true area G have sum(P G)
                solid angle; AUC its area over thresholds 0, 0.05 .. 1
 number         as many answers as objects sound
 answered       any answer at all
-label          of right answers, the name is right too
+label          of right answers, the name is right too; those whose name or object is no known concept do not count
 
 The benchmark (benchmarks/localization.py) uses these functions with more rows.
 """
@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from avssl_ros import Localizer, features, fusion
 from avssl_ros.geometry import ViewLayout, ViewProjection, angle_between, pixel_to_direction
-from training.clip_collection import ClipsConfig
+from training.clip_collection import ClipsConfig, concept_called
 from training.data import read_concepts
 from training.scenes import MASK_SHAPE, NEGATIVES, Scene, SceneGenerator, open_scenes
 
@@ -190,8 +190,9 @@ def judge(scene: Scene, answers: Sequence[Answer], label_of: dict[str, str]) -> 
         return result
     nearest = min(scene.objects, key=lambda placed: _angle(answers[0], placed))
     result |= {"hits": matched(error), "right": nearest.sounds, "error": float(error[0].min())}
-    if answers[0].label is not None and nearest.sounds and nearest.concept in label_of:
-        result["label"] = answers[0].label == label_of[nearest.concept]
+    named = None if answers[0].label is None else concept_called(answers[0].label)
+    if named is not None and nearest.sounds and nearest.concept in label_of:
+        result["label"] = named == nearest.concept
     return result
 
 

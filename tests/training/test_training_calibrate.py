@@ -8,9 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from avssl_ros.clustering import NEUTRAL_DECISION
 from avssl_ros.paths import shipped_models
 from training import calibrate
-from training.scenes import MASK_SHAPE, PlacedObject, SceneGenerator, Sounding, Timeline
+from training.clip_collection import concept_called
+from training.data import read_concepts
+from training.scenes import MASK_SHAPE, PlacedObject, Scene, SceneGenerator, Sounding, Timeline
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 DOG = PlacedObject("dog", 0.5, 0.0, 0.6, True, np.zeros(MASK_SHAPE, bool))
@@ -67,6 +70,49 @@ def test_moments_are_right_where_what_sounds_now_is(monkeypatch):
     assert not rights.all(axis=1).any()
     assert len(rounds) < 165  # what begins or ends within the last moment is left out
     assert (~rights.any(axis=1)).sum() > 60  # silence of both, and what is not in view
+
+
+class Names:
+    """A localizer that hears one sound, of kind 1, in every scene."""
+
+    def __init__(self, *labels: str):
+        self.labels = labels
+
+    def hear(self, sound):
+        return [SimpleNamespace(concepts=np.eye(len(self.labels))[1], gate=0.8)]
+
+    def look_closer(self, image, clusters, visual, surface):
+        return visual, surface
+
+
+def rights(monkeypatch, labels: tuple[str, ...], sounding: str, offscreen: str | None = None) -> list[bool]:
+    """Which names of sounds of a scene are right."""
+    monkeypatch.setattr(calibrate, "_look", lambda *rest: (None, None))
+    monkeypatch.setattr(calibrate, "candidates", lambda *rest: [])
+    objects = () if offscreen else (PlacedObject(sounding, 0.5, 0.0, 0.6, True, np.zeros(MASK_SHAPE, bool)),)
+    _, names = calibrate.whole_window(Names(*labels), Scene(None, None, objects, offscreen))
+    return [bool(right) for _, (right,) in names]
+
+
+def test_a_name_is_right_by_what_it_says_not_by_its_number_in_the_list(monkeypatch):
+    kinds = ("violin", "dog barking 2")  # as training/discover.py calls what it finds; concept 1 is another one
+    assert rights(monkeypatch, kinds, "dog") == [True] and rights(monkeypatch, kinds, "violin") == [False]
+    assert rights(monkeypatch, kinds, "", offscreen="dog") == [True]
+    assert rights(monkeypatch, ("violin", "cat"), "dog") == [False]
+    many = (*(f"sound {n}" for n in range(100)),)
+    assert rights(monkeypatch, ("violin", "sound 2"), "dog") == rights(monkeypatch, many, "dog") == []
+    assert rights(monkeypatch, kinds, "video a7x") == []  # of an unlabelled clip: who knows
+    shipped = json.loads((shipped_models() / "manifest.json").read_text())["labels"]
+    assert [concept_called(label) for label in shipped] == [concept.name for concept in read_concepts()]
+
+
+def test_where_no_name_is_known_to_be_right_what_is_not_in_view_keeps_its_neutral_confidence(capsys):
+    features = np.array([[0.9, 0.8]])
+    wrong = [(features, np.array([False]))] * 3
+    assert calibrate.fit_names(wrong) == calibrate.fit_names([]) == NEUTRAL_DECISION["unseen"]
+    assert "3 names of sounds" in capsys.readouterr().out
+    rows = [*wrong, (features, np.array([True]))]
+    assert calibrate.fit_names(rows) == calibrate.fit(rows)
 
 
 @pytest.mark.shared

@@ -57,6 +57,15 @@ def test_an_answer_on_the_object_scores_in_every_column_and_one_on_the_silent_ob
     assert (none["hits"], none["right"], none["error"]) == (0, False, np.pi)
 
 
+def test_names_are_compared_as_concepts_and_what_is_none_does_not_count():
+    """A model of clips without labels calls its kinds by the words of the clips' list, or by numbers."""
+    one = scene(placed("dog", 0, True), placed("cat", 90, False))
+    said = {name: judge(one, [named(0, name)], {"dog": "dog"}).get("label")
+            for name in ("dog barking", "dog barking 2", "cat meowing", "sound 7")}
+    assert said == {"dog barking": True, "dog barking 2": True, "cat meowing": False, "sound 7": None}
+    assert "label" not in judge(scene(placed("video a7x", 0, True)), [named(0, "dog")], {"dog": "dog"})
+
+
 def test_answers_and_objects_are_matched_one_to_one():
     two = scene(placed("dog", 0, True), placed("cat", 90, True))
     assert judge(two, [named(2), named(5)], {})["hits"] == 1  # both on the dog
