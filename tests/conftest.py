@@ -32,7 +32,14 @@ def missing_train() -> str | None:
     return None if importlib.util.find_spec("torch") else "torch is absent: pip install -e '.[train]'"
 
 
-NEEDS = {"shared": missing_shared, "debian": missing_debian, "ros": missing_ros, "train": missing_train}
+def missing_memory() -> str | None:
+    if shutil.disk_usage("/dev/shm").total >= 128 << 20:
+        return None
+    return "/dev/shm is so small that the cache takes nothing of it: docker run --shm-size 1g"
+
+
+NEEDS = {"shared": missing_shared, "debian": missing_debian, "ros": missing_ros, "train": missing_train,
+         "memory": missing_memory}  # fmt: skip
 
 
 def pytest_configure() -> None:

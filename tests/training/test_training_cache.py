@@ -231,6 +231,7 @@ def meet(folder: Path, name: str, number: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.memory
 def test_two_jobs_with_two_workers_each_read_every_item_once_in_two_epochs(tmp_path, key):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, tmp_path, key]
@@ -239,6 +240,7 @@ def test_two_jobs_with_two_workers_each_read_every_item_once_in_two_epochs(tmp_p
     assert Clips(tmp_path / "log").opens() == 40
 
 
+@pytest.mark.memory
 def test_two_ranks_of_torchrun_with_two_workers_each_read_every_item_once_in_two_epochs(tmp_path, key):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -247,6 +249,7 @@ def test_two_ranks_of_torchrun_with_two_workers_each_read_every_item_once_in_two
     assert Clips(tmp_path / "log").opens() == 40
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_the_end_of_a_worker_leaves_the_cache_and_the_end_of_its_owner_removes_it(method, clips, key):
     cached = CachedDataset(clips, key, MB)

@@ -144,6 +144,7 @@ def test_a_damaged_clip_is_counted_and_its_scenes_are_drawn_anew(shards, tmp_pat
     assert len(scenes) == 6 and damaged.clips.damaged == ["c2"] and "1 damaged" in damaged.report("train")
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("keep", ["blob", "jpeg", "item"])
 def test_through_the_cache_no_clip_is_read_twice(shards, keep):
     clips = collection(shards, keep=keep, memory_gb=0.1)

@@ -52,6 +52,7 @@ class Bytes(Dataset):
         return bytes([index]) * 1000 * (index + 1)
 
 
+@pytest.mark.memory
 def test_a_run_tells_what_each_way_costs_and_leaves_nothing(corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(data_pipeline, "make_corpus", lambda folder, clips: corpus)
     report = main(replace(TINY, json=tmp_path / "report.json"))
@@ -112,6 +113,7 @@ def test_copying_reads_every_clip_through_the_slow_source(tmp_path, readers):
     assert seconds >= 4 * 0.02 / readers
 
 
+@pytest.mark.memory
 def test_only_the_finished_item_keeps_its_window(corpus):
     for name, same in (("mp4 blob", False), ("JPEG frames", False), ("finished item", True)):
         cached, items, clips = CACHES[name](corpus.shards)
