@@ -49,6 +49,7 @@ ALWAYS_ALLOWED_PIXELS = 1 << 20
 # Parts of its size at which OpenCV decodes a picture, smallest first.
 REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 MAX_SCANS = 32  # of a progressive JPEG, which usually has 10: each costs as much time as the whole picture
+MAX_SQUEEZE, SQUARE_TOLERANCE = 4.0, 0.02  # of stored pixels; more is a damaged header, less is meant to be square
 USUAL_FPS, FPS_RANGE = 25.0, (0.01, 1000.0)
 EQUIRECTANGULAR_TOLERANCE = 0.02  # how far width / height may be from 2: codecs and cameras round to multiples of 16
 # libavutil/spherical.h, enum AVSphericalProjection
@@ -91,8 +92,9 @@ class VideoFile:
                 if "matroska" in container.format.name and self.duration > start:
                     self.duration -= start  # Matroska states the time of the end, wherever the beginning is
             self.has_audio = bool(container.streams.audio)
+            self._squeezed = _squeezed(stream)
             first = self._first_frame(container, stream)
-        self.height, self.width = _upright(first).shape[:2]
+        self.height, self.width = _upright(first, self._squeezed).shape[:2]
         if projection == "auto":
             self.projection, self.projection_reason = _projection_of_frame(first, self.width, self.height, self.path)
         else:
@@ -128,7 +130,7 @@ class VideoFile:
                     if time > end + MAX_JUMP_SECONDS:
                         self.error = f"{self.path} is damaged: its video goes from {end:.1f} to {time:.1f} s"
                         return
-                    image = _upright(frame)
+                    image = _upright(frame, self._squeezed)
                     if image.shape[:2] != (self.height, self.width):
                         image = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
                     end, count = time + 1 / self.fps, count + 1
@@ -290,9 +292,23 @@ def _picture_stream(container, path: Path):
     return stream
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """RGB uint8 (height, width, 3), turned as the display matrix says (telephones store portrait videos lying)."""
+def _squeezed(stream) -> float:
+    """Width of a stored pixel by its height: not 1 where a picture is stored narrower than it is shown, as HDV's.
+
+    A percent more or less is left by programs that scale to even sizes.
+    """
+    ratio = float(stream.sample_aspect_ratio or 1.0)
+    is_meant = SQUARE_TOLERANCE < abs(ratio - 1.0) and 1 / MAX_SQUEEZE <= ratio <= MAX_SQUEEZE
+    return ratio if is_meant else 1.0
+
+
+def _upright(frame: av.VideoFrame, squeezed: float) -> np.ndarray:
+    """RGB uint8 (height, width, 3) of square pixels, no more than are stored, turned as the display matrix says
+    (telephones store portrait videos lying)."""
     image = frame.to_ndarray(format="rgb24")
+    if squeezed != 1.0:
+        size = round(frame.width * min(squeezed, 1.0)), round(frame.height / max(squeezed, 1.0))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
 
 

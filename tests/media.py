@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -36,13 +37,16 @@ def write_mp4(
     rate: int = 44100,
     index_first: bool = False,
     rotation: int = 0,
+    pixel: tuple[int, int] = (1, 1),
 ) -> Path:
-    """h264 of RGB images and, if given, aac of mono sound; `index_first` lets a cut file still be read."""
+    """h264 of RGB images and, if given, aac of mono sound; `index_first` lets a cut file still be read;
+    `pixel`: width and height of a stored one."""
     height, width = images[0].shape[:2]
     options = {"movflags": "faststart"} if index_first else {}
     with av.open(str(path), "w", options=options) as container:
         pictures = container.add_stream("libx264", rate=fps, options={"g": str(fps), "crf": "12"})
         pictures.width, pictures.height, pictures.pix_fmt = width, height, "yuv420p"
+        pictures.codec_context.sample_aspect_ratio = Fraction(*pixel)
         if rotation:
             pictures.set_display_rotation(rotation)
         voice = None if sound is None else container.add_stream("aac", rate=rate, layout="mono")

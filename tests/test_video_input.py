@@ -54,6 +54,16 @@ def test_a_telephone_held_upright_gives_an_upright_picture(tmp_path):
     assert image[150, 20].mean() > 200 and image[40, 20].mean() < 50  # turned counter-clockwise: now lower left
 
 
+@pytest.mark.parametrize("pixel, rotation, shape", [((4, 3), 0, (120, 160)), ((8, 9), 0, (160, 142)),
+                                                    ((4, 3), 90, (160, 120)), ((900, 1), 0, (160, 160))])  # fmt: skip
+def test_what_is_stored_squeezed_is_shown_as_it_was(tmp_path, pixel, rotation, shape):
+    """A circle on the screen is stored as an ellipse: its directions would be wrong."""
+    images = [np.full((160, 160, 3), 90, np.uint8)] * 3
+    video = VideoFile(media.write_mp4(tmp_path / "squeezed.mp4", images, rotation=rotation, pixel=pixel))
+    assert (video.height, video.width) == shape
+    assert [image.shape[:2] for _, image in video] == [shape] * 3
+
+
 def test_two_to_one_is_taken_for_360_degrees_and_says_why(mp4, tmp_path):
     assert VideoFile(mp4).projection == "equirectangular"
     assert "320x160" in VideoFile(mp4).projection_reason
