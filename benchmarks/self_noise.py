@@ -70,7 +70,7 @@ class NoiseConfig:
     noises: int | None = None  # how many of them; None: all
     voices: int = 12  # above each of them, before a picture each; noise alone is played before the first
     snr_db: float = 5.0
-    step: float = 0.2  # seconds between two moments
+    step: float = 0.1  # seconds between two moments; at 0.2 all rises half as fast as in a node, see docs/noise.md
     seed: int = 5
     json: Path | None = None  # also write the figures here
 
