@@ -17,7 +17,12 @@ def peak() -> int:
     return _field("VmHWM")
 
 
+def held() -> int:
+    """Bytes held now."""
+    return _field("VmRSS")
+
+
 def forget_peak() -> int:
     """From now on `peak` tells of what comes; returns the bytes held now."""
     CLEAR.write_text("5")  # proc(5)
-    return _field("VmRSS")
+    return held()
