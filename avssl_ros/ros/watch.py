@@ -32,8 +32,9 @@ def give_memory_back() -> None:
     By itself it keeps what images and messages leave between what is still held. Where images wait, come in floods or
     change their size, that grows by some MB an hour.
     """
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class Watch:
