@@ -31,7 +31,8 @@ from avssl_ros import Localizer, Source, features
 from avssl_ros.geometry import angle_between
 from avssl_ros.localizer import RECENT_SECONDS, CloserLook
 from avssl_ros.tracking import Tracker, TrackingConfig
-from training.evaluate import WITHIN, StillSight, labels_by_name, write_report
+from training.clip_collection import concept_called
+from training.evaluate import WITHIN, StillSight, write_report
 from training.scenes import TIMELINE_SECONDS, Timeline, open_scenes
 
 LINGERS = 1.0  # seconds after its end in which a source is late and not false
@@ -80,7 +81,7 @@ def play(localizer: Localizer, timeline: Timeline, config: StreamsConfig) -> dic
     return told
 
 
-def judge(timeline: Timeline, told: Published, step: float, label_of: dict[str, str]) -> dict:
+def judge(timeline: Timeline, told: Published, step: float) -> dict:
     """Counts of one timeline, see the top of this file."""
     in_view = [sounding for sounding in timeline.soundings if sounding.placed is not None]
     answers = [[time for time, sources in told if s.start <= time <= s.end + LINGERS
@@ -94,7 +95,7 @@ def judge(timeline: Timeline, told: Published, step: float, label_of: dict[str, 
             result["heard"] += 1
             result["onset"].append(within[0] - sounding.start)
             result["offset"].append(times[-1] - sounding.end)
-            result["named"] += [source.label == label_of[sounding.concept]
+            result["named"] += [concept_called(source.label) == sounding.concept
                                 for time, sources in told if sounding.start <= time <= sounding.end
                                 for source in sources if _at(timeline, sounding.placed, source)]
     return result | _false(timeline, told, step)
@@ -150,7 +151,6 @@ def print_rows(rows: dict) -> None:
 
 def main(config: StreamsConfig) -> dict:
     """Prints the table, writes the JSON file if one is wanted, and returns the figures."""
-    label_of = labels_by_name()
     generator = open_scenes(config.data, config.split, config.seed, least_sounds=2 if config.split == "test" else 1)
     localizer = Localizer(config.models)
     localizer.encoders = StillSight(localizer.encoders)
@@ -158,7 +158,7 @@ def main(config: StreamsConfig) -> dict:
     for index in tqdm(range(config.scenes), unit="timeline", mininterval=5.0):
         timeline = generator.timeline(index)
         for name, told in play(localizer, timeline, config).items():
-            results[name].append(judge(timeline, told, config.step, label_of))
+            results[name].append(judge(timeline, told, config.step))
     generator.collection.close()
     rows = {name: summary(found) for name, found in results.items()}
     print(f"{config.scenes} generated timelines of {TIMELINE_SECONDS:g} s, a moment every {config.step:g} s")

@@ -38,7 +38,7 @@ def told(*parts: tuple[float, float, Source]) -> streams.Published:
 
 
 def judged(*parts) -> dict:
-    return streams.judge(timeline(), told(*parts), STEP, {"dog": "dog", "cow": "cow"})
+    return streams.judge(timeline(), told(*parts), STEP)
 
 
 def test_delays_are_from_the_start_and_from_the_end():
