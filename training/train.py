@@ -8,7 +8,8 @@
 
 A run folder holds config.json (the resolved configuration; `--config` reads it), provenance.json (git state, versions,
 machine), log.jsonl (a line every `log_every` steps), TensorBoard events (losses, maps on pictures, the embedding in
-colours), and checkpoint.pt with everything that a resumed run needs: it goes on as if it had never been killed.
+colours), and checkpoint.pt with everything that a resumed run needs: it goes on as if it had never been killed. With
+another configuration it is refused; more steps, other places and another rhythm of validation are no other one.
 `training/export.py` makes the model folder of it.
 
 There are far more photographs than recordings, and the audio encoder overfits long before the visual one is done. A
@@ -47,6 +48,7 @@ from avssl_ros.encoders import read_manifest
 from training import losses
 from training.clip_collection import ClipCollection, ClipsConfig, open_collection
 from training.data import Concept, read_concepts, read_more_items
+from training.files import write_whole
 from training.mixing import Collection, MixConfig, SceneMixer
 from training.networks import AudioEncoder, VisualEncoder, depthwise_in_float32, freeze_norms, load_exported, prototypes
 from training.pictures import scene_picture
@@ -54,6 +56,14 @@ from training.pictures import scene_picture
 REPOSITORY = Path(__file__).resolve().parent.parent
 TAGGER_FILE = "mn04_as_mAP_432.pt"
 VALIDATION_SHARE = 0.1  # of the cache of clips: it draws the same few scenes each time
+# What a resumed run may be given anew: where things lie, what it runs on, how often it reports, and its steps, of which
+# only those of the checkpoint cannot be taken back.
+FREE = frozenset((
+    "weights", "run", "cache", "accelerator", "devices", "precision", "workers", "steps", "log_every",
+    "checkpoint_every", "validate_every", "validation_scenes", "clips.memory_gb", "clips.disk", "clips.disk_gb",
+))  # fmt: skip
+# Paths that it learns from may be others too, but none cannot become some.
+PLACES = frozenset(("data", "more_items", "start", "clips.shards"))
 
 
 @dataclass(frozen=True)
@@ -295,7 +305,7 @@ def draw_scenes(model: Encoders, loader: DataLoader, frame: torch.Tensor, fabric
 def learning_rate_scale(step: int, config: TrainConfig) -> float:
     """Warm-up, constant, linear decay."""
     decay_steps = max(1, int(config.decay * config.steps))
-    return min(1.0, (step + 1) / config.warm_up, max(0.0, config.steps - step) / decay_steps)
+    return min(1.0, (step + 1) / max(1, config.warm_up), max(0.0, config.steps - step) / decay_steps)
 
 
 def build(config: TrainConfig) -> tuple[Encoders, torch.optim.Optimizer]:
@@ -310,7 +320,8 @@ def build(config: TrainConfig) -> tuple[Encoders, torch.optim.Optimizer]:
     if config.learns == "visual" and not config.mix.views:
         raise ValueError("the visual encoder alone is to learn, and mix.views is 0: give it views to learn from")
     for name, encoder in model.named_children():
-        if config.learns not in (name, "both"):
+        # Without views too: of several ranks each waits for gradients of all that requires them.
+        if config.learns not in (name, "both") or (name == "visual" and not config.mix.views):
             encoder.requires_grad_(False)
     if config.accelerator == "cpu" or not torch.cuda.is_available():
         depthwise_in_float32(model)
@@ -355,7 +366,8 @@ def choose_precision(config: TrainConfig) -> str:
     if config.precision != "auto":
         return config.precision
     on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
-    native = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    native = (torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu
+              else torch.cpu._is_avx512_bf16_supported())
     return "bf16-mixed" if native else "32-true"
 
 
@@ -402,25 +414,54 @@ def _provenance(fabric: Fabric, config: TrainConfig) -> dict:
             "processes": fabric.world_size, "precision": fabric._precision.precision, "command": sys.argv}  # fmt: skip
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)  # a killed run leaves the last whole file
+def _decides(config: dict) -> dict:
+    """What of a configuration, as config.json holds it, decides what a run learns, by the name of its option."""
+    flat = {f"{part}{name}": value for part, values in (("", config), ("mix.", config.get("mix", {})),
+                                                        ("clips.", config.get("clips", {})))
+            for name, value in values.items() if not isinstance(value, dict)}
+    return {name: value in (None, "None") if name in PLACES else value for name, value in flat.items()
+            if name not in FREE}
+
+
+def _refuse_another(config: TrainConfig) -> None:
+    """Raises ValueError where there is a checkpoint in the run folder that another configuration has led to."""
+    stored = config.run / "config.json"
+    if not stored.exists() or not (config.run / "checkpoint.pt").exists():
+        return
+    before, now = _decides(json.loads(stored.read_text())), _decides(json.loads(_as_json(config)))
+    differ = [name for name in before.keys() & now.keys() if before[name] != now[name]]
+    if differ:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(differ))
+        raise ValueError(f"the run in {config.run} was begun with another {options}: give what its config.json has to "
+                         "go on with it, or give another --run")
+
+
+def _as_json(config: TrainConfig) -> str:
+    return json.dumps(asdict(config), indent=1, default=str) + "\n"
 
 
 def _resume(fabric: Fabric, config: TrainConfig, model, average, optimizer) -> int:
-    """Loads the run's checkpoint, if there is one, and returns its step; the log is cut back to it, by one rank."""
+    """Loads the run's checkpoint, if there is one, and returns its step; the log is cut back to it, by one rank.
+
+    All three are where they will work: an optimiser's state goes to the device its parameters are on by now.
+
+    Raises:
+        ValueError: the checkpoint is of a later step than the last one.
+    """
     checkpoint, log = config.run / "checkpoint.pt", config.run / "log.jsonl"
     step = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if state["step"] > config.steps:
+            raise ValueError(f"the run in {config.run} is at step {state['step']} already, --steps is {config.steps}: "
+                             "give more, or give another --run")
         for part, name in ((model, "model"), (average, "average"), (optimizer, "optimizer")):
             part.load_state_dict(state[name])
         step = state["step"]
     if fabric.is_global_zero and log.exists():
         lines = log.read_text().splitlines()
         lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        _write(log, "".join(f"{line}\n" for line in lines))
+        write_whole(log, "".join(f"{line}\n" for line in lines))
     return step
 
 
@@ -432,7 +473,11 @@ def train(config: TrainConfig, report: Callable[[int, dict[str, float]], None] |
         report: takes the step and the metrics of each validation, on rank 0 and after the checkpoint; what it raises
             ends the run of one process, which goes on there when it is started again.
         judged_on: how validation scenes are mixed where the runs to compare are mixed differently; None: as the run's.
+
+    Raises:
+        ValueError: the run folder holds a run of another configuration, or one that is beyond the last step.
     """
+    _refuse_another(config)
     fabric = make_fabric(config)
     model, optimizer = build(config)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=moving_average(config.ema), use_buffers=True)
@@ -440,16 +485,16 @@ def train(config: TrainConfig, report: Callable[[int, dict[str, float]], None] |
     collections = {split: _collection(config, split) for split in (config.split, "validation")}
     judged = replace(config, mix=judged_on or config.mix)
     validation = _loader(judged, collections["validation"], 1, 0, config.validation_scenes)
+    model, optimizer = fabric.setup(model, optimizer)
+    average = average.to(fabric.device)
     step = _resume(fabric, config, model, average, optimizer) if config.run.exists() else 0
     first, remaining = (count * config.scenes * fabric.world_size for count in (step, config.steps - step))
     loader = fabric.setup_dataloaders(_loader(config, collections[config.split], config.seed, first, remaining))
     if fabric.is_global_zero:
         config.run.mkdir(parents=True, exist_ok=True)
-        _write(config.run / "config.json", json.dumps(asdict(config), indent=1, default=str) + "\n")
-        _write(config.run / "provenance.json", json.dumps(_provenance(fabric, config), indent=1) + "\n")
+        write_whole(config.run / "config.json", _as_json(config))
+        write_whole(config.run / "provenance.json", json.dumps(_provenance(fabric, config), indent=1) + "\n")
     fabric.barrier()
-    model, optimizer = fabric.setup(model, optimizer)
-    average = average.to(fabric.device)
     frame = prototypes(len(concepts_of(config)), config.dimensions).to(fabric.device)
     metrics, started = {}, time.time()
     for batch in tqdm(loader, initial=step, total=config.steps, unit="step", disable=not fabric.is_global_zero):

@@ -45,6 +45,8 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
+from training.files import write_whole
+
 TRIALS = 8  # unpruned ones that are to fit into the minutes of a new study
 FEWEST = 6  # with fewer a search is hardly one, and that is said
 LEAST_STEPS = 20  # of a trial
@@ -343,13 +345,6 @@ def claim(folder: Path) -> IO[str] | None:
 def folder_of(study: Path, number: int) -> Path:
     """The run folder of a trial."""
     return study / "trials" / f"{number:04d}"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def open_journal(path: Path) -> optuna.storages.JournalStorage:

@@ -93,6 +93,48 @@ def test_of_several_ranks_one_cuts_the_log_back_to_the_checkpoint(tmp_path):
         assert len(log.read_text().splitlines()) == lines
 
 
+def test_the_state_of_the_optimiser_is_loaded_when_everything_is_on_its_device(run, monkeypatch):
+    """Loaded before, it stays on the processor, and the first step of a resumed run on a GPU fails."""
+    order, setup, load = [], training.Fabric.setup, torch.optim.AdamW.load_state_dict
+    monkeypatch.setattr(training.Fabric, "setup", lambda *args, **kw: (order.append("setup"), setup(*args, **kw))[1])
+    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda *args: (order.append("load"), load(*args))[1])
+    monkeypatch.setattr(torch.optim.swa_utils.AveragedModel, "to",
+                        lambda self, *args: (order.append("move"), self)[1])
+    train(run[0])  # it has ended, and is judged once more
+    assert order == ["setup", "move", "load"]
+
+
+def test_a_run_of_another_configuration_is_not_gone_on_with(run, tmp_path):
+    folder = shutil.copytree(run[0].run, tmp_path / "run")
+    kept, config = (folder / "config.json").read_bytes(), replace(run[0], run=folder)
+    for other in (replace(config, trunk_rate=0.1, mix=replace(config.mix, sounds=3)),
+                  replace(config, clips=ClipsConfig(tmp_path, labels=False))):
+        with pytest.raises(ValueError, match=r"another (--mix.sounds, --trunk-rate|--clips.labels, --clips.shards): "
+                                             "give .*give another --run"):
+            train(other)
+    with pytest.raises(ValueError, match="at step 4 already, --steps is 3: give more, or give another --run"):
+        train(replace(config, steps=3))
+    assert (folder / "config.json").read_bytes() == kept
+    training._refuse_another(replace(config, steps=9, data=tmp_path, workers=3, validate_every=1, precision="32-true",
+                                     clips=ClipsConfig(memory_gb=1.0, disk=tmp_path)))
+    (folder / "checkpoint.pt").unlink()  # nothing has come of it yet
+    training._refuse_another(replace(config, trunk_rate=0.1))
+
+
+def test_what_has_nothing_to_learn_from_waits_for_no_gradients(run):
+    """Of several ranks each would wait for them, and the second step fail."""
+    learns = {views: [name for name, encoder in training.build(replace(
+        run[0], mix=MixConfig(views=views)))[0].named_children() if any(p.requires_grad for p in encoder.parameters())]
+        for views in (0, 2)}  # fmt: skip
+    assert learns == {0: ["audio"], 2: ["visual", "audio"]}
+
+
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert training.choose_precision(TrainConfig()) == "32-true"
+
+
 def test_the_caches_of_training_and_validation_together_keep_to_the_limits(monkeypatch):
     monkeypatch.setattr(training, "open_collection", lambda data, clips, *rest: clips)
     config = TrainConfig(clips=ClipsConfig(memory_gb=4.0, disk_gb=50.0))
@@ -199,6 +241,7 @@ def test_the_rate_warms_up_and_falls_to_zero():
     scales = [learning_rate_scale(step, config) for step in range(101)]
     assert scales[0] == pytest.approx(0.1) and scales[50] == 1.0
     assert scales[90] == pytest.approx(0.5) and scales[100] == 0.0
+    assert learning_rate_scale(0, replace(config, warm_up=0)) == 1.0
 
 
 def test_missing_data_is_said_clearly(run, tmp_path):
