@@ -16,6 +16,7 @@ import numpy as np
 CLOCK = Fraction(1, 90000)  # time base of the pictures, MPEG's own: any frame rate fits, and uneven ones too
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 MAX_SOUND_JITTER = 0.02  # seconds; a larger difference between stated and expected time is filled or cut
+MAX_SILENCE = 7200.0  # seconds that are filled; sound that is further ahead goes by another clock than the rest
 
 
 class Mp4Writer:
@@ -62,8 +63,13 @@ class Mp4Writer:
         self._mp4.mux(self._pictures.encode(frame))
 
     def add_sound(self, samples: np.ndarray, time: float) -> None:
-        """Append mono sound (n,) in [-1, 1] that begins at `time` seconds; where sound is missing there is silence."""
+        """Append mono sound (n,) in [-1, 1] that begins at `time` seconds; where sound is missing there is silence.
+
+        Sound more than MAX_SILENCE after what is there is left out.
+        """
         start = round(time * self._sound_rate)
+        if start - self._sound_end > MAX_SILENCE * self._sound_rate:
+            return
         if abs(start - self._sound_end) > MAX_SOUND_JITTER * self._sound_rate:
             samples = samples[max(0, self._sound_end - start) :]
             while start > self._sound_end:

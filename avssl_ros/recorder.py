@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -26,7 +27,7 @@ SEGMENT_SECONDS = 60.0
 SPARE_BYTES = GB // 5  # of the disk, which are left to others
 NAME = re.compile(r"\d{8}T\d{6}\.\d{3}Z\.mp4")
 PRESET, QUALITY = "superfast", 25  # of x264: the robot has other work, and the models see 352 pixels of a view
-LATE_SECONDS = 2.0  # sound that comes later than this after a segment's end is lost
+LATE_SECONDS = 2.0  # that sound may come after its pictures, or before them
 
 
 @dataclass
@@ -36,14 +37,16 @@ class _Segment:
     size: tuple[int, int]
     sample_rate: int
     start: float
-    end: float = float("inf")  # no sound from here on belongs to it
+    end: float  # no sound from here on belongs to it
+    heard: int = 0  # number of the newest block of sound that it was given
 
 
 class Recorder:
     """Writes segments into `folder`, which is created. Used by one thread at a time.
 
     Args:
-        folder: where to; segments that are there count towards the limit, oldest deleted first, other files are left.
+        folder: where to, "~" is the home; segments that are there count towards the limit, oldest deleted first, other
+            files are left.
         segment_seconds: length of a segment, at least 1.
         limit_bytes: of all segments together. Of the disk, SPARE_BYTES are left free as well.
         fps: about how many pictures a second will come.
@@ -59,12 +62,15 @@ class Recorder:
         if not (segment_seconds >= 1 and limit_bytes > 0 and fps > 0):
             raise ValueError(f"segments need at least 1 s, a limit and a rate above 0; got {segment_seconds} s, "
                              f"{limit_bytes} bytes, {fps} pictures a second")
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._seconds, self._limit, self._fps, self._rate = segment_seconds, limit_bytes, fps, sample_rate
         self._current: _Segment | None = None
         self._before: _Segment | None = None  # waits for the sound of its end
         self._last_frame = -np.inf
+        self._reach = LATE_SECONDS + 1 / fps  # after a picture, until which sound still has pictures
+        self._recent: deque[tuple[int, float, np.ndarray]] = deque()  # number, time and samples of the newest sound
+        self._blocks = 0  # of sound that came
         self.written = 0  # segments
         self.deleted = 0
 
@@ -87,19 +93,23 @@ class Recorder:
             now = self._begin(size, time)
         self._last_frame = time
         now.writer.add_frame(image, time - now.start)
+        self._give_sound(now, time + self._reach)
 
     def add_sound(self, samples: np.ndarray, sample_rate: int, time: float) -> None:
         """Mono float32 (n,) in [-1, 1], the first of it captured at `time`; without pictures it is not kept."""
-        self._rate = int(sample_rate)
-        for segment in (self._before, self._current):
-            if segment is None or segment.sample_rate != self._rate:
-                continue
-            first = max(0, int(np.ceil((segment.start - time) * self._rate)))
-            last = len(samples) if segment.end == np.inf else max(0, int((segment.end - time) * self._rate))
-            if first < min(last, len(samples)):
-                segment.writer.add_sound(samples[first:last], time + first / self._rate - segment.start)
-        if self._before is not None and time + len(samples) / self._rate >= self._before.end:
-            self._finish_before()
+        if int(sample_rate) != self._rate:
+            self._rate = int(sample_rate)
+            self._recent.clear()
+        self._blocks += 1
+        self._recent.append((self._blocks, time, samples))
+        while sum(len(block) for _, _, block in self._recent) - len(self._recent[0][2]) >= LATE_SECONDS * self._rate:
+            self._recent.popleft()
+        if self._before is not None:
+            self._give_sound(self._before, self._before.end)
+            if time + len(samples) / self._rate >= self._before.end:
+                self._finish_before()
+        if self._current is not None:
+            self._give_sound(self._current, self._last_frame + self._reach)
 
     def close(self) -> None:
         """Finish all files."""
@@ -111,13 +121,27 @@ class Recorder:
         self._finish_before()
         if self._current is not None:
             self._before = self._current
-            self._before.end = time if time > self._before.start else self._last_frame + LATE_SECONDS
+            self._before.end = min(self._before.end, self._last_frame + self._reach,
+                                   time if time > self._before.start else np.inf)  # fmt: skip
         self._make_room()
         path = self._new_path(time)
         writer = Mp4Writer(path, *size, self._fps, self._rate, PRESET, QUALITY)
-        self._current = _Segment(path, writer, size, self._rate, time)
+        self._current = _Segment(path, writer, size, self._rate, time, time + self._seconds)
         self.written += 1
         return self._current
+
+    def _give_sound(self, segment: _Segment, latest: float) -> None:
+        """What is kept of the sound, begins before `latest` and belongs to the segment; each block once."""
+        if segment.sample_rate != self._rate:
+            return
+        for number, time, samples in self._recent:
+            if number <= segment.heard or time >= latest:
+                continue
+            segment.heard = number
+            first = max(0, int(np.ceil((segment.start - time) * self._rate)))
+            last = max(0, int((segment.end - time) * self._rate))
+            if first < min(last, len(samples)):
+                segment.writer.add_sound(samples[first:last], time + first / self._rate - segment.start)
 
     def _new_path(self, time: float) -> Path:
         """The name of that time, or of the next millisecond that none has: a clock may have been set back."""

@@ -15,6 +15,7 @@ import pytest
 from avssl_ros import recorder as module
 from avssl_ros.audio_input import AudioBuffer, read_audio
 from avssl_ros.cli import main
+from avssl_ros.mp4 import Mp4Writer
 from avssl_ros.record import keep
 from avssl_ros.recorder import Recorder, SoundTap
 from avssl_ros.video_input import VideoFile
@@ -87,6 +88,52 @@ def test_without_sound_there_are_pictures(tmp_path):
             recorder.add_frame(picture(number), START + number / FPS)
     (path,) = recorder.segments()
     assert len(list(VideoFile(path))) == 5
+
+
+def test_sound_of_a_clock_a_week_ahead_is_not_kept_and_takes_no_time(tmp_path):
+    with Recorder(tmp_path, fps=FPS, sample_rate=RATE) as recorder:
+        recorder.add_frame(picture(0), START)
+        begun = time.monotonic()
+        recorder.add_sound(np.zeros(RATE // 10, np.float32), RATE, START + 7 * 86400)
+        recorder.add_frame(picture(2), START + 0.1)
+        assert time.monotonic() - begun < 1.0
+    writer = Mp4Writer(tmp_path / "alone.mp4", 64, 32, FPS, RATE)
+    writer.add_sound(np.zeros(RATE // 10, np.float32), 7 * 86400.0)
+    assert time.monotonic() - begun < 2.0
+    writer.close()
+
+
+def test_without_pictures_no_sound_is_kept_until_they_are_back(tmp_path):
+    """Not beyond the segment's length either, which would pass the limit of the disk."""
+    with Recorder(tmp_path, segment_seconds=20, fps=FPS, sample_rate=RATE) as recorder:
+        play(recorder, 1.0, lag=0.0)
+        for number in range(10, 400):  # the camera is gone, the microphone is not
+            recorder.add_sound(np.full(RATE // 10, 0.5, np.float32), RATE, START + number / 10)
+        play(recorder, 1.0, START + 40.0, lag=0.0)
+    first, second = recorder.segments()
+    pictures, sound, _ = lengths(first)
+    assert pictures == 10 and 2.5 < sound < 3.5
+    assert lengths(second)[0] == 10 and lengths(second)[1] == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_segment_has_the_sound_that_came_before_its_first_picture(tmp_path):
+    """A picture takes longer from the camera to here than the sound does."""
+    with Recorder(tmp_path, segment_seconds=2, fps=FPS, sample_rate=RATE) as recorder:
+        tone = np.full(RATE // FPS, 0.5, np.float32)
+        for number in range(45):
+            recorder.add_sound(tone, RATE, START + number / FPS)
+            if number >= 5:
+                recorder.add_frame(picture(number), START + (number - 5) / FPS)
+    assert len(recorder.segments()) == 2
+    for path in recorder.segments():
+        samples, rate = read_audio(path)
+        assert np.abs(samples[: rate // 2]).mean() > 0.4, path
+        assert len(samples) / rate == pytest.approx(2.0, abs=0.1)
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Recorder("~/place").folder == tmp_path / "place"
 
 
 def test_what_makes_no_sense_is_refused_and_a_full_disk_is_said(tmp_path, monkeypatch):
