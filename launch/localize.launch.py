@@ -4,25 +4,37 @@
     ros2 launch avssl_ros localize.launch.py demo:=true rviz:=true
     ros2 launch avssl_ros localize.launch.py --show-args
 
-Thresholds and the like are parameters of the running node: `ros2 param list /localizer`.
+Every parameter of the localizer is an argument; those that the overlay has too are given to both. What is not given is
+left to params_file and to the nodes' own defaults.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
-from launch.substitutions import EqualsSubstitution, IfElseSubstitution, LaunchConfiguration, PathJoinSubstitution
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
+from avssl_ros.ros.parameters import LOCALIZER, OVERLAY, Parameter
 from launch import LaunchContext, LaunchDescription
 
-CAMERA = ("image_transport", "image_reliability", "projection")  # the localizer's and the overlay's parameters
+SIM_TIME = Parameter("use_sim_time", False, "Take the time from /clock, for recordings; also RViz.")  # every node's own
+DESCRIPTIONS = {  # where a parameter means more to this file than to the node
+    "audio_source": "'microphone', 'topic' (what is published on `audio`), or the path of a sound or video file; not "
+    "given it is the microphone, or the demo's topic.",
+    "frame_id": "Frame of all results, x forward, z up; not given it is the one of the images. RViz needs it for a "
+    "real camera: it is its fixed frame.",
+}
 RVIZ_TOPICS = ("markers", "map", "overlay/compressed")
 
 
 def declare_arguments() -> list[DeclareLaunchArgument]:
+    """The arguments of this file, then the nodes' parameters, each once; '' is not given."""
+    parameters = {parameter.name: parameter for parameter in (*OVERLAY, *LOCALIZER, SIM_TIME)}
     return [
         DeclareLaunchArgument(
             "demo",
@@ -35,57 +47,6 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
             description="Topic of the camera, without its transport: compressed images are on <image>/compressed.",
         ),
         DeclareLaunchArgument(
-            "image_transport",
-            default_value="compressed",
-            choices=["compressed", "raw"],
-            description="Whether <image>/compressed or <image> is read.",
-        ),
-        DeclareLaunchArgument(
-            "image_reliability",
-            default_value="best_effort",
-            choices=["best_effort", "reliable"],
-            description="QoS of the camera subscription; large raw images need reliable.",
-        ),
-        DeclareLaunchArgument(
-            "audio_source",
-            default_value="",
-            description="'microphone', 'topic' (what is published on `audio`), or the path of a sound or video file; "
-            "empty is the microphone, or the demo's topic.",
-        ),
-        DeclareLaunchArgument(
-            "microphone",
-            default_value="",
-            description="Name of the microphone, or part of it, as `avssl devices` lists it; empty is the default one.",
-        ),
-        DeclareLaunchArgument(
-            "models", default_value="", description="Folder of the models; empty takes the shipped ones."
-        ),
-        DeclareLaunchArgument(
-            "projection",
-            default_value="equirectangular",
-            choices=["equirectangular", "perspective"],
-            description="What the images are: a whole sphere, or one ordinary view.",
-        ),
-        DeclareLaunchArgument(
-            "view_azimuths_deg",
-            default_value="[0, 90, 180, 270]",
-            description="Azimuths of the views cut from the sphere in degrees, counter-clockwise, 0 forward.",
-        ),
-        DeclareLaunchArgument(
-            "views_per_frame",
-            default_value="0",
-            description="Views looked at anew in each image, in turn; 0 is all, 1 is for a fast camera.",
-        ),
-        DeclareLaunchArgument(
-            "rate", default_value="15", description="Most images processed per second; 0 is no limit."
-        ),
-        DeclareLaunchArgument(
-            "record", default_value="", description="Folder to keep images and sound in, as mp4 segments; empty: none."
-        ),
-        DeclareLaunchArgument(
-            "frame_id", default_value="", description="Frame of all results; empty takes the one of the images."
-        ),
-        DeclareLaunchArgument(
             "namespace", default_value="", description="Namespace of all nodes and of the relative topic names."
         ),
         DeclareLaunchArgument(
@@ -93,64 +54,91 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
             default_value="true",
             description="Start the node that draws localizer/overlay/compressed while someone looks.",
         ),
-        DeclareLaunchArgument("rviz", default_value="false", description="Start RViz with map, markers and overlay."),
+        DeclareLaunchArgument(
+            "rviz",
+            default_value="false",
+            description="Start RViz with map, markers and overlay; a real camera needs frame_id with it.",
+        ),
+        DeclareLaunchArgument(
+            "params_file",
+            default_value="",
+            description="YAML file of parameters of the nodes; what is given as an argument comes before it.",
+        ),
+        *map(argument_of, parameters.values()),
     ]
 
 
-def typed(name: str, value_type=str) -> ParameterValue:
-    """A launch argument as a parameter of this type; else `rate:=10` were an integer, which a double refuses."""
-    return ParameterValue(LaunchConfiguration(name), value_type=value_type)
+def argument_of(parameter: Parameter) -> DeclareLaunchArgument:
+    """A node's parameter as an argument of its name."""
+    description = DESCRIPTIONS.get(parameter.name, parameter.description)
+    if not isinstance(parameter.default, str):
+        description += f" The node's default is {str(parameter.default).lower()}."
+    choices = ["", *parameter.choices] if parameter.choices else None
+    return DeclareLaunchArgument(parameter.name, default_value="", description=description, choices=choices)
 
 
-def degrees(text: str) -> list[float]:
-    """`[0, 90]` as floats: launch itself refuses whole numbers in a list of floats."""
+def value_of(parameter: Parameter, text: str) -> ParameterValue | list:
+    """An argument's text as its parameter's type; else `rate:=10` were an integer, which a double refuses.
+
+    Raises ValueError where the text is not of that type.
+    """
+    if not isinstance(parameter.default, list):
+        return ParameterValue(LaunchConfiguration(parameter.name), value_type=type(parameter.default))
+    kind = type(parameter.default[0])  # by hand: launch refuses whole numbers in a list of floats
     try:
-        return [float(number) for number in text.strip().strip("[]").split(",")]
+        return [kind(item.strip(" '\"")) for item in text.strip(" []").split(",")]
     except ValueError as error:
-        raise ValueError(
-            f"view_azimuths_deg must be a list of numbers such as [0, 90, 180, 270], got {text}"
-        ) from error
+        raise ValueError(f"{parameter.name} must be a list such as {parameter.default}, got {text}") from error
 
 
-def package_node(name: str, parameters: dict, condition: IfCondition | None = None) -> Node:
-    """One node of this package, with the camera's topic and the namespace."""
-    image = LaunchConfiguration("image")
+def package_node(context: LaunchContext, name: str, table: tuple[Parameter, ...], condition=None, **more) -> Node:
+    """One node of this package, with the camera's topic, the namespace, and what is given of its parameters.
+
+    Raises FileNotFoundError where there is no params_file: launch itself would go on without.
+    """
+    given = context.launch_configurations
+    values = {parameter.name: value_of(parameter, given[parameter.name])
+              for parameter in (*table, SIM_TIME) if given[parameter.name]}  # fmt: skip
+    files = [str(Path(given["params_file"]).expanduser())] if given["params_file"] else []
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"params_file: no such file: {file}")
+    image = given["image"]
     return Node(
         package="avssl_ros",
         executable=name,
         name=name,
-        namespace=LaunchConfiguration("namespace"),
-        parameters=[parameters],
-        remappings=[("image/compressed", [image, "/compressed"]), ("image", image)],
+        namespace=given["namespace"],
+        parameters=[*files, {**values, **more}],
+        remappings=[("image/compressed", f"{image}/compressed"), ("image", image)],
         condition=condition,
         output="screen",
     )
 
 
-def localizer_node(context: LaunchContext) -> list[Node]:
-    """The localizer; made once the arguments have their values."""
+def nodes(context: LaunchContext) -> list[Node]:
+    """All nodes; made once the arguments have their values."""
     given = context.launch_configurations
-    audio_source = given["audio_source"] or ("topic" if given["demo"].lower() in ("true", "1") else "microphone")
-    parameters = {name: typed(name) for name in (*CAMERA, "models", "microphone", "frame_id", "record")}
-    parameters["rate"] = typed("rate", float)
-    parameters["views_per_frame"] = typed("views_per_frame", int)
-    parameters["audio_source"] = ParameterValue(audio_source, value_type=str)
-    parameters["view_azimuths_deg"] = degrees(given["view_azimuths_deg"])
-    return [package_node("localizer", parameters)]
+    is_demo = given["demo"].lower() in ("true", "1")
+    sound = {"audio_source": "topic"} if is_demo and not given["audio_source"] else {}
+    return [
+        package_node(context, "localizer", LOCALIZER, **sound),
+        package_node(context, "overlay", OVERLAY, IfCondition(LaunchConfiguration("overlay"))),
+        package_node(context, "scene_player", (), IfCondition(LaunchConfiguration("demo")), loop=True),
+        rviz_node(context, given["frame_id"] or ("camera" if is_demo else "")),
+    ]
 
 
-def rviz_node() -> Node:
-    frame = LaunchConfiguration("frame_id")
+def rviz_node(context: LaunchContext, frame: str) -> Node:
+    """RViz; where no frame is given it is the configuration's, to be changed by hand."""
+    sim_time = context.launch_configurations["use_sim_time"]
+    configuration = PathJoinSubstitution([FindPackageShare("avssl_ros"), "rviz", "localize.rviz"])
     return Node(
         package="rviz2",
         executable="rviz2",
         namespace=LaunchConfiguration("namespace"),
-        arguments=[
-            "-d",
-            PathJoinSubstitution([FindPackageShare("avssl_ros"), "rviz", "localize.rviz"]),
-            "-f",
-            IfElseSubstitution(EqualsSubstitution(frame, ""), "camera", frame),
-        ],
+        parameters=[{"use_sim_time": value_of(SIM_TIME, sim_time)}] if sim_time else [],
+        arguments=["-d", configuration, *(["-f", frame] if frame else [])],
         # The configuration names absolute topics, so that it also serves an RViz started by hand.
         remappings=[(f"/localizer/{topic}", f"localizer/{topic}") for topic in RVIZ_TOPICS],
         condition=IfCondition(LaunchConfiguration("rviz")),
@@ -158,13 +146,4 @@ def rviz_node() -> Node:
 
 
 def generate_launch_description() -> LaunchDescription:
-    camera = {name: typed(name) for name in CAMERA}
-    return LaunchDescription(
-        [
-            *declare_arguments(),
-            OpaqueFunction(function=localizer_node),
-            package_node("overlay", camera, IfCondition(LaunchConfiguration("overlay"))),
-            package_node("scene_player", {"loop": True}, IfCondition(LaunchConfiguration("demo"))),
-            rviz_node(),
-        ]
-    )
+    return LaunchDescription([*declare_arguments(), OpaqueFunction(function=nodes)])
