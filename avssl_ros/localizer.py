@@ -25,7 +25,7 @@ from avssl_ros.geometry import (
 )
 from avssl_ros.noise import NoiseProfile
 from avssl_ros.scene import Event, Localization, Source, Unseen
-from avssl_ros.tracking import HeardTracker, Tracker, TrackingConfig
+from avssl_ros.tracking import HeardTracker, Tracker, TrackingConfig, surest_by_class
 
 MAP_WIDTH = 256  # of the equirectangular map, cells of 1.4 degrees
 PROJECTIONS = ("equirectangular", "perspective")
@@ -111,7 +111,7 @@ class Localizer:
         with blas.one_thread():
             scene = self._localize(image, audio, sample_rate, projection, self.decision["publish"], recent=None)
         return replace(scene, sources=tuple(sorted(scene.sources, key=lambda source: -source.confidence)),
-                       unseen=tuple(sound for sound in scene.unseen if not sound.doubtful))  # fmt: skip
+                       unseen=surest_by_class(sound for sound in scene.unseen if not sound.doubtful))  # fmt: skip
 
     def stream(self, projection: str = "equirectangular", views_per_frame: int = 0, look_closer: bool = True,
                **tracking) -> LocalizerStream:  # fmt: skip
@@ -393,8 +393,10 @@ class LocalizerStream:
             self._heard.end()
             self._forget_view()
         sources, events = self._tracker.update(scene.sources, time)
-        maps = [source.map for source in sources]
-        joint = np.max(maps, axis=0) if maps else np.zeros_like(scene.map)
+        blank = np.zeros_like(scene.map)
+        # A track that is not seen in this image has a blank map of the shape that the image had in which it was.
+        sources = tuple(source if source.map.shape == blank.shape else replace(source, map=blank) for source in sources)
+        joint = np.max([source.map for source in sources], axis=0) if sources else blank
         named = {source.class_id for source in sources}
         heard = tuple(sound for sound in scene.unseen
                       if sound.class_id not in named and not (sound.doubtful and sources))  # fmt: skip

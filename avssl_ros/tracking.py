@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -227,7 +228,7 @@ class HeardTracker:
 
     def update(self, unseen: tuple[Unseen, ...], time: float, config: TrackingConfig) -> tuple[Unseen, ...]:
         """What is to be told of the sounds of one frame at `time` (seconds, later than that of the frame before)."""
-        for sound in unseen:
+        for sound in surest_by_class(unseen):
             self._since.setdefault(sound.class_id, time)
             self._last[sound.class_id] = time, sound
         for class_id in [c for c, (last, _) in self._last.items() if time - last > config.min_off_seconds]:
@@ -240,6 +241,15 @@ class HeardTracker:
         """Forgets all, in silence, for a sensor that is gone or a clock that jumped."""
         self._since.clear()
         self._last.clear()
+
+
+def surest_by_class(unseen: Iterable[Unseen]) -> tuple[Unseen, ...]:
+    """One sound for each class, in order of their first: what is not doubtful before what is, then the surer."""
+    best: dict[int, Unseen] = {}
+    for sound in unseen:
+        other = best.setdefault(sound.class_id, sound)
+        best[sound.class_id] = max(other, sound, key=lambda one: (not one.doubtful, one.confidence))
+    return tuple(best.values())
 
 
 def _name(source: Source) -> tuple[int, str]:

@@ -11,6 +11,7 @@ from avssl_ros.audio_input import read_audio
 from avssl_ros.geometry import ViewLayout, angle_between, direction_to_pixel
 from avssl_ros.localizer import CloserLook, ViewsInTurn, closer_azimuths
 from avssl_ros.paths import demo_scene
+from avssl_ros.scene import Localization, Source, Unseen
 from avssl_ros.video_input import VideoFile
 
 RATE = 16000
@@ -171,6 +172,35 @@ def test_a_stream_survives_bad_frames_and_jumps_of_time(localizer, demo):
     image, sound, rate = moment(demo, source["to"])
     scene = stream.process(image, sound, rate, 0.0)  # the clock jumped back
     assert {event.kind for event in scene.events} <= {"offset"} and scene.sources == ()
+
+
+def test_images_may_change_their_shape_while_tracks_last(localizer):
+    """A camera that is turned upright, with one thing still in its image and another not."""
+    def seen(azimuth, class_id, shape):
+        drawn = np.full(shape, 0.5, np.float32)
+        return Source(azimuth, 0.0, 0.2, 0.9, "dog", class_id, np.eye(8, dtype=np.float32)[class_id], drawn)
+
+    def scene(shape, *sources):
+        return Localization(sources, np.zeros(shape, np.float32), (), active=True)
+
+    wide, high = (64, 96), (96, 64)
+    given = [scene(wide, seen(-0.5, 1, wide), seen(0.5, 2, wide))] * 6 + [scene(high, seen(-0.5, 1, high)), scene(high)]
+    stub = localizer.with_views()
+    stub._look = lambda *_: given.pop(0)
+    stream = stub.stream("perspective")
+    told = [stream.process(picture(), noise(), RATE, index / 10) for index in range(8)]
+    assert [len(now.sources) for now in told[-3:]] == [2, 2, 2] and told[-3].map.shape == wide
+    for now in told[-2:]:
+        assert {now.map.shape, *(source.map.shape for source in now.sources)} == {high}
+    assert told[-2].map.max() == 0.5 and not told[-1].map.any()
+
+
+def test_a_sound_out_of_view_is_named_once(localizer, monkeypatch):
+    sounds = [Unseen("drums", 3, confidence, np.zeros(8), doubtful)
+              for confidence, doubtful in ((0.6, False), (0.9, False), (1.0, True))]
+    scene = Localization((), np.zeros((2, 4), np.float32), tuple(sounds), active=True)
+    monkeypatch.setattr(localizer, "_look", lambda *_: scene)
+    assert localizer.localize(picture(), noise(), RATE).unseen == (sounds[1],)
 
 
 def test_thresholds_change_while_running_all_or_nothing(localizer):

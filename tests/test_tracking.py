@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avssl_ros.scene import Source, Unseen
-from avssl_ros.tracking import HeardTracker, Tracker, TrackingConfig
+from avssl_ros.tracking import HeardTracker, Tracker, TrackingConfig, surest_by_class
 
 RATE = 10.0
 
@@ -147,6 +147,14 @@ def test_what_something_in_view_may_make_is_told_after_a_second_and_no_longer_th
     told = [len(tracker.update((doubtful,), time / 10, config)) for time in range(13)]
     assert told == [0] * 10 + [1] * 3
     assert tracker.update((), 1.3, config) == () and len(tracker.update((doubtful,), 1.4, config)) == 1
+
+
+def test_of_two_sounds_of_one_class_the_surer_is_told():
+    sure, weak, doubtful = heard(3), replace(heard(3), confidence=0.6), replace(heard(3), confidence=1.0, doubtful=True)
+    other = heard(5)
+    assert surest_by_class([weak, other, doubtful, sure]) == (sure, other)
+    tracker, config = HeardTracker(), TrackingConfig(min_on_seconds=0.0)
+    assert tracker.update((sure, weak, doubtful), 0.0, config) == (sure,)
 
 
 @pytest.mark.parametrize("rate", [5.0, 10.0, 30.0])
