@@ -26,17 +26,22 @@ $(BIN)/python:
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# In a shell that sourced ROS, its rclpy and its libraries would be taken before those of .venv. The last one says that
+# the wheels' libraries are on LD_LIBRARY_PATH already.
+WITHOUT_ROS := env -u PYTHONPATH -u LD_LIBRARY_PATH -u AMENT_PREFIX_PATH -u RMW_IMPLEMENTATION \
+	-u _ROS_WHEELS_BOOTSTRAP_COMPLETE
+
 # Stamps: pip runs again only when the metadata changed.
 $(VENV)/.demo-ready: pyproject.toml setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ros]'
+	$(WITHOUT_ROS) $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ros]'
 	touch $@
 
 $(VENV)/.test-ready: pyproject.toml setup.py constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ros,train,dev]'
+	$(WITHOUT_ROS) $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ros,train,dev]'
 	touch $@ $(VENV)/.demo-ready
 
 demo: $(VENV)/.demo-ready  ## a real 360 degree scene through the real node; results in demo/out (no ROS, no torch needed)
-	$(BIN)/avssl demo
+	$(WITHOUT_ROS) $(BIN)/avssl demo
 
 # Three processes: training's tests fork data loader workers, which hang now and then where DDS and ONNX Runtime have
 # threads. Most tests wait more than they compute, so training's run beside them and give way; the quicker faults come

@@ -1,6 +1,6 @@
 """Metadata for colcon, which runs this file with whatever setuptools the ROS distribution ships.
 
-setuptools 59 (Humble) reads only this file; 78 and later (Lyrical) take scripts only from pyproject.toml once that has
+setuptools 59 (Iron) reads only this file; 78 and later (Lyrical) take scripts only from pyproject.toml once that has
 a [project] table. So the same facts stand in both, and tests/test_packaging.py keeps them equal. No install_requires:
 with [project] present it is an error or ignored; rosdep reads package.xml, pip reads pyproject.toml.
 """

@@ -62,7 +62,7 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument(
             "params_file",
             default_value="",
-            description="YAML file of parameters of the nodes; what is given as an argument comes before it.",
+            description="YAML file of parameters of the nodes; arguments go over it.",
         ),
         *map(argument_of, parameters.values()),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ SCHEMAS = {"event.schema.json", "scene.schema.json"}
 # The distributions that avssl_ros's modules come from, where the name differs from the module's.
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn"}
 ROS_PACKAGE = re.compile(r"rclpy\b|ament_index|\w+_(msgs|interfaces)\b")
-# setuptools as Humble, Jazzy and Lyrical ship it; they fail in different ways (see setup.py).
+# setuptools as Iron, Jazzy and Lyrical ship it; they fail in different ways (see setup.py).
 SETUPTOOLS = ("59.6.0", "68.1.2", "79.0.1")
 
 
@@ -153,6 +154,38 @@ def test_package_xml_agrees_and_names_every_ros_package_imported():
     ros = {name.split(".")[0] for name in imported if ROS_PACKAGE.match(name)}
     # The message packages for sound are optional and imported only where installed.
     assert {name for name in ros if not name.startswith("audio_")} <= depends
+
+
+def test_every_python_package_comes_from_rosdep_or_is_named_for_pip_in_package_xml_and_the_readme():
+    text = (ROOT / "package.xml").read_text()
+    keys = re.findall(r"<exec_depend>python3-([\w-]+?)(?:-pip)?</exec_depend>", text)
+    by_rosdep = {{"opencv": "opencv-python-headless", "pil": "pillow"}.get(key, key) for key in keys}
+    by_pip = re.search(r"pip install ([\w ]+) -->", text)[1]
+    assert by_rosdep.isdisjoint(by_pip.split())
+    assert by_rosdep | set(by_pip.split()) == requirement_names(read_toml()["project"]["dependencies"])
+    assert f"`pip install {by_pip}`" in (ROOT / "README.md").read_text()
+
+
+def test_the_launch_file_starts_nothing_that_package_xml_does_not_name():
+    depends = {element.text for element in ElementTree.parse(ROOT / "package.xml").getroot().findall("exec_depend")}
+    packages = re.findall(r'package="(\w+)"', (ROOT / "launch/localize.launch.py").read_text())
+    assert set(packages) - {"avssl_ros"} <= depends and "rviz2" in packages
+    assert "compressed_image_transport" in depends  # RViz shows the overlay with it
+
+
+def test_the_demo_runs_without_what_a_sourced_ros_puts_before_the_environment(tmp_path):
+    command = tmp_path / "bin/avssl"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\nenv\n")
+    command.chmod(0o755)
+    (tmp_path / "bin/python").touch()
+    (tmp_path / ".demo-ready").touch()
+    sourced = dict.fromkeys(
+        ("PYTHONPATH", "LD_LIBRARY_PATH", "AMENT_PREFIX_PATH", "RMW_IMPLEMENTATION", "_ROS_WHEELS_BOOTSTRAP_COMPLETE"),
+        "/opt/ros",
+    )
+    printed = run("make", f"VENV={tmp_path}", "demo", cwd=ROOT, env={"PATH": os.environ["PATH"], **sourced})
+    assert "PATH=" in printed and not [name for name in sourced if f"{name}=/opt/ros" in printed.splitlines()]
 
 
 def test_setup_py_lists_every_package():

@@ -90,6 +90,8 @@ class LocalizerNode(LifecycleNode, Process):
     """See the top of this file."""
 
     def __init__(self):
+        if not hasattr(self, "add_post_set_parameters_callback"):
+            raise RuntimeError("this node needs ROS 2 Iron or later: Humble's rclpy does not tell it of changed parameters")
         super().__init__("localizer")
         parameters.declare(self, parameters.LOCALIZER)
         self._values = parameters.values(self, parameters.LOCALIZER)

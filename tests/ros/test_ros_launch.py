@@ -120,7 +120,7 @@ def test_the_demo_has_its_sound_and_its_frame(launch_file):
     assert nodes["rviz2"].arguments[-2:] == ["-f", "head"]
 
 
-def test_a_file_of_parameters_comes_before_what_is_given(launch_file, tmp_path):
+def test_arguments_go_over_a_file_of_parameters(launch_file, tmp_path):
     file = tmp_path / "robot.yaml"
     with pytest.raises(FileNotFoundError, match="params_file"):
         launched(launch_file, params_file=str(file))

@@ -63,3 +63,13 @@ def test_without_ros_each_node_says_what_to_install(module):
     program = f"import sys; sys.modules['rclpy'] = None; import avssl_ros.ros.{module}"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode != 0 and "pip install 'avssl_ros[ros]'" in run.stderr.splitlines()[-1]
+
+
+def test_with_the_rclpy_of_humble_the_localizer_says_what_it_needs():
+    program = """import sys, rclpy.node
+del rclpy.node.Node.add_post_set_parameters_callback
+from avssl_ros.ros.localizer_node import main
+sys.exit(main([]))"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 1, run.stderr
+    assert run.stderr.startswith("cannot start: this node needs ROS 2 Iron or later")
