@@ -22,12 +22,16 @@ from avssl_ros.json_input import is_number, parse_object
 from avssl_ros.paths import shipped_models
 
 FORMAT = 3
+CPU = ["CPUExecutionProvider"]
 PREFERRED_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 MAX_MODEL_BYTES = 200_000_000
 MAX_MANIFEST_BYTES = 8_000_000  # the shipped one has 100 thousand
 MAX_LABELS, MAX_DIMENSIONS = 2000, 1024
 INPUTS = {"visual": ("views", "tensor(uint8)", 4), "audio": ("log_mel", "tensor(float)", 3)}  # name, type, rank
 PARTS = tuple(INPUTS)
+# Beyond them clustering does not end (same_cosine of 1) or divides by zero, of a closed gate or an empty cluster.
+DECISION_RANGES = {"level_floor_db": (-200, 200), "audio_gate": (0, 1), "same_cosine": (-1, 0.99),
+                   "smallest_share": (1e-3, 1), "publish": (-200, 200), "publish_unseen": (-200, 200)}
 INTEGERS = "integers"  # entry of the visual encoder in the manifest: its file of 8-bit integers, if there is one
 
 
@@ -108,8 +112,8 @@ def _check_manifest(manifest: dict, path: Path) -> None:
 def _check_decision(manifest: dict, path: Path) -> None:
     """The thresholds and regressions by which the localizer decides, and which concepts make which sounds."""
     decision = manifest["decision"]
-    for name in ("level_floor_db", "audio_gate", "same_cosine", "smallest_share", "publish", "publish_unseen"):
-        _within(path, f"decision {name}", decision[name], -200, 200, whole=False)
+    for name, (least, most) in DECISION_RANGES.items():
+        _within(path, f"decision {name}", decision[name], least, most, whole=False)
     for name in ("source", "stream", "unseen"):
         weights, wanted = decision[name]["weights"], len(NEUTRAL_DECISION[name]["weights"])
         if len(weights) != wanted or not all(is_number(n, -1e6, 1e6) for n in (decision[name]["bias"], *weights)):
@@ -183,17 +187,18 @@ class Encoders:
         self.size: int = self.manifest["visual"]["size"]
         self.stride: int = self.manifest["visual"]["stride"]
         options, chosen = _session_options(threads), choose_providers(providers)
+        paths = {name: folder / entry["file"] for name, entry in _files(self.manifest).items()}
+        self._audio = _session("audio", paths["audio"], files["audio"], options, chosen)
+        if chosen != CPU and self._audio.get_providers()[:1] == CPU:  # no GPU that this onnxruntime can use is there
+            chosen = CPU
         # GPUs are as fast in floating point, and do not know all that a quantized file holds.
-        integers = INTEGERS in files and chosen[0] == "CPUExecutionProvider"
-        name = {"visual": INTEGERS if integers else "visual", "audio": "audio"}
-        paths = {part: folder / _files(self.manifest)[name[part]]["file"] for part in PARTS}
-        files = {part: files[name[part]] for part in PARTS}
-        self._visual, self._audio = (_session(part, paths[part], files[part], options, chosen) for part in PARTS)
+        seeing = INTEGERS if INTEGERS in files and chosen[:1] == CPU else "visual"
+        self._visual = _session("visual", paths[seeing], files[seeing], options, chosen)
         self.providers = tuple(self._visual.get_providers())
         self.workers: int = threads or len(os.sched_getaffinity(0))
         self._one_thread = self._pool = None
         if self.workers > 1 and self.providers[0] == "CPUExecutionProvider":
-            self._one_thread = _session("visual", paths["visual"], files["visual"], _session_options(1), chosen)
+            self._one_thread = _session("visual", paths[seeing], files[seeing], _session_options(1), chosen)
             self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="view")
 
     def visual(self, views: np.ndarray) -> np.ndarray:

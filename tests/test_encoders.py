@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from avssl_ros import Localizer
+from avssl_ros import Localizer, encoders
 from avssl_ros.encoders import Encoders, choose_providers, read_manifest
 from avssl_ros.paths import demo_scene, shipped_models
 
@@ -53,6 +53,16 @@ def test_a_processor_computes_in_integers_and_they_say_the_same(folder):
     floats = Encoders(folder).visual(views)
     assert np.abs(integers - floats).max() > 1e-3
     assert (integers * floats).sum() / np.sqrt(np.square(integers).sum() * np.square(floats).sum()) > likeness - 0.03
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_without_the_gpu_that_onnxruntime_is_made_for_a_processor_computes_in_integers(monkeypatch):
+    views = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
+    integers = Encoders(threads=1).visual(views)
+    monkeypatch.setattr(encoders, "choose_providers", lambda _: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    fallen_back = Encoders(threads=1)
+    assert fallen_back.providers == ("CPUExecutionProvider",)
+    assert np.array_equal(fallen_back.visual(views), integers)
 
 
 @pytest.mark.parametrize("name", ["audio.onnx", "visual_int8.onnx"])

@@ -283,6 +283,7 @@ def test_a_manifest_of_a_gigabyte_is_not_read(folder):
     ("visual", "size", 10**9), ("visual", "size", "288"), ("audio", "seconds", 10**6), ("visual", "stride", 0),
     ("decision", "publish", "0.5"), ("decision", "stream", {"bias": 0, "weights": [None]}),
     ("decision", "stream", {"bias": 0, "weights": 15 * [1.0]}),
+    ("decision", "same_cosine", 1.0), ("decision", "smallest_share", 0), ("decision", "audio_gate", -0.1),
     ("made_by", "crowd or applause", ["unicorn"]), ("visual", "sha256", None),
 ])  # fmt: skip
 def test_a_manifest_with_absurd_values_names_them(folder, part, name, value):
