@@ -120,6 +120,8 @@ class PlaceCollection:
     What may be a thing is told apart from background in the place's own pictures, but not taught there.
     """
 
+    videos: frozenset[str] = frozenset()  # of its classes, see ClipCollection
+
     def __init__(self, recording: PlaceRecording, moments: list[Moment], inventory: Inventory, concepts: list[str],
                  seed: int):
         self.class_of = {name: index for index, name in enumerate(concepts)}

@@ -112,6 +112,8 @@ def open_collection(data: Path | None, clips: ClipsConfig, split: str, concepts:
 class ClipCollection:
     """Clips of one split by concept, or by the video they come from; of a `base` collection everything joins in.
 
+    `videos` are the names of its classes that are a single video, of whose label nothing is known.
+
     Args:
         config: shards and cache.
         split: "train", "validation" or "test".
@@ -137,6 +139,7 @@ class ClipCollection:
             self.class_of.setdefault(name, len(self.class_of))
             self.photos[name].append(index)
             self.sounds[name].append(index)
+        self.videos = frozenset(self.class_of) - {concept.name for concept in concepts}
         self.panoramas = base.panoramas if base is not None and base.panoramas else list(range(len(shards)))
         self.clips, self.windows = self._open(config)
 

@@ -40,10 +40,13 @@ SHOW_PEOPLE = frozenset(("person", "child", "crowd"))  # concepts whose photogra
 FAINT, FILLED = 64, 0.8  # of 255: how bodies are marked; the share of a photograph from which on people fill it
 SURE = 128  # of 255: score from which on somebody found there is taken for a person
 ATTEMPTS = 16  # scenes in a row that damaged clips may spoil
+MOST_VIDEOS = 0.5  # share of what is drawn that single videos without a known label have beside concepts
 
 
 class Collection:
     """Photographs, recordings and panoramas of one split, by concept. Recordings are decoded once and kept as int16."""
+
+    videos: frozenset[str] = frozenset()  # of its classes those that are single videos: see ClipCollection
 
     def __init__(self, items: list[Item], root: Path, concepts: list[Concept], cache: Path | None = None,
                  share: float = 1.0):
@@ -398,7 +401,11 @@ class MixConfig:
 
 
 class SceneMixer:
-    """Training scenes by index: scene i is a function of (seed, i) alone, so that a resumed run sees the same ones."""
+    """Training scenes by index: scene i is a function of (seed, i) alone, so that a resumed run sees the same ones.
+
+    Where a collection has concepts and single videos of no known label, these are together at most MOST_VIDEOS of what
+    is drawn: each is a class of its own, and of a large list they would be nearly all that is ever seen and heard.
+    """
 
     def __init__(self, collection: Collection, config: MixConfig, seed: int):
         self.collection, self.config, self.seed = collection, config, seed
@@ -411,7 +418,13 @@ class SceneMixer:
         weight = np.sqrt([min(len(collection.photos[name]), 100) for name in self.visible])
         weight = weight * [1.5 if collection.sounds[name] else 0.5 for name in self.visible]
         weight = weight * [config.people if name == PERSON else 1.0 for name in self.visible]
+        video = np.array([name in collection.videos for name in self.visible], bool)
+        named, others = weight[~video].sum(), weight[video].sum()
+        if 0 < named < others:
+            weight[video] *= named / others * MOST_VIDEOS / (1 - MOST_VIDEOS)
         self.probability = weight / max(weight.sum(), 1e-9)
+        parts = [[name for name in self.audible if (name in collection.videos) == one] for one in (False, True)]
+        self._audible_parts = parts if 0 < len(parts[0]) < len(parts[1]) else None
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One scene.
@@ -438,7 +451,16 @@ class SceneMixer:
 
     def _draw_concepts(self, rng) -> list[str]:
         count = min(rng.integers(self.config.concepts[0], self.config.concepts[1] + 1), len(self.visible))
-        return list(rng.choice(self.visible, count, replace=False, p=self.probability))
+        # By number: numpy would make an array of all names anew for each scene.
+        chosen = rng.choice(len(self.visible), count, replace=False, p=self.probability)
+        return [self.visible[index] for index in chosen]
+
+    def _audible(self, rng) -> list[str]:
+        """What may sound out of view: all concepts and videos, or one of the two kinds where videos are too many."""
+        if self._audible_parts is None:
+            return self.audible
+        concepts, videos = self._audible_parts
+        return videos if rng.random() < MOST_VIDEOS else concepts
 
     def _backgrounds(self, rng) -> list[tuple[np.ndarray, np.ndarray]]:
         """RGB (S, S, 3) and people (S, S) of each view."""
@@ -550,7 +572,7 @@ class SceneMixer:
         heard = [name for name in names if self.collection.sounds[name]]
         sources, concepts = [], np.full(2, IGNORE)
         for index in range(count):
-            pool = self.audible if not heard or rng.random() < config.offscreen else heard
+            pool = self._audible(rng) if not heard or rng.random() < config.offscreen else heard
             name = pool[rng.integers(len(pool))]
             choices = self.collection.sounds[name]
             recording = self.collection.sound(choices[rng.integers(len(choices))])

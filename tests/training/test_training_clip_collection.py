@@ -67,7 +67,7 @@ def test_what_is_known_of_a_clip_decides_its_class(shards):
     clips = collection(shards)
     assert clips.photos["dog"] == [0, 1] and clips.sounds["train"] == [2, 3]
     (video,) = (name for name in clips.photos if name.startswith("video"))
-    assert clips.photos[video] == [4, 5] and clips.class_of[video] == len(CONCEPTS)
+    assert clips.photos[video] == [4, 5] and clips.class_of[video] == len(CONCEPTS) and clips.videos == {video}
     unlabelled = collection(shards, labels=False)
     ids = sorted(unlabelled.class_of[name] for name, items in unlabelled.photos.items() if items)
     assert ids == [len(CONCEPTS) + n for n in range(3)]

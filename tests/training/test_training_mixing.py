@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -156,6 +157,37 @@ def test_of_few_concepts_with_people_among_them_something_is_always_out_of_view(
         assert scene.offscreen not in shown and len(shown) == len(scene.objects) >= 3
         assert scene.offscreen not in ("person", "crowd") or not shown & {"person", "crowd"}
     assert heard == set(names)
+
+
+def plain(concepts: int, videos: int, told: bool = True) -> SimpleNamespace:
+    """A collection of as many concepts of 30 photographs and recordings each, and videos of one, in plain grey."""
+    names = [f"concept {n}" for n in range(concepts)] + [f"video {n}" for n in range(videos)]
+    items = {name: [0] * (30 if name.startswith("c") else 1) for name in names} | {"background": []}
+    found = SimpleNamespace(
+        class_of={name: index for index, name in enumerate(names)}, photos=items, sounds=items,
+        videos=frozenset(names[concepts:] if told else ()), photo=lambda item: np.full((64, 64, 3), 90, np.uint8),
+        sound=lambda item: np.full(64000, 0.1, np.float32), heads=lambda item, *size: np.zeros(size, np.uint8),
+        place=lambda rng: (np.full((64, 128, 3), 40, np.uint8), np.zeros((64, 128), np.uint8)))
+    found.scene = lambda key: found
+    return found
+
+
+def test_videos_of_no_known_label_are_at_most_half_of_what_is_seen_and_heard():
+    config = MixConfig(views=1, no_object=0, full_view=1, two_sounds=0, no_sound=0, reverberant=0, offscreen=1)
+    mixer = SceneMixer(plain(8, 2000), config, 0)
+    scenes = [mixer[index] for index in range(40)]
+    for part in ("view_concept", "sound_concept"):
+        drawn = np.concatenate([scene[part] for scene in scenes])
+        assert 0.3 < (drawn[drawn >= 0] >= 8).mean() < 0.65
+    few = SceneMixer(plain(8, 4), config, 0)  # these are as likely as ever
+    assert few.probability[8] == pytest.approx(1 / (4 + 8 * 30**0.5))
+
+
+def test_scenes_of_videos_or_of_concepts_alone_are_what_they_were():
+    for concepts, videos in ((0, 30), (8, 0), (8, 4)):
+        told, untold = (SceneMixer(plain(concepts, videos, told), MixConfig(views=1, sounds=3), 0)[2]
+                        for told in (True, False))
+        assert all(np.array_equal(told[key], untold[key]) for key in told)
 
 
 @pytest.fixture(scope="module")
