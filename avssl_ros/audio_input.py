@@ -40,6 +40,7 @@ LIST_SECONDS = 10.0  # a sound system that takes longer hangs
 MAX_FILE_SAMPLES = 100_000_000  # that `read_audio` holds in memory: 400 MB as float32, 35 minutes at 48 kHz
 FILE_RATES = (1000, 768_000)  # Hz that a sound file may state: buffers are made for seconds of it
 MAX_JUMP_SECONDS = 3600.0  # between two blocks or pictures of a file; a damaged time would be filled with silence
+MAX_BACK_SECONDS = 1.0  # from one block or picture of a file to the next; further back is another file's beginning
 MAX_BAD_PACKETS = 1000  # in a row, 20 s of sound or more of pictures: no damage but garbage, however long it goes on
 # A start nearer to 0 is left as it is: that is the delay of a codec or an edit list, and belongs to the file's times.
 MAX_START_SECONDS = 1.0
@@ -83,8 +84,10 @@ class AudioBuffer:
     def write(self, samples: np.ndarray, capture_time: float) -> None:
         """Append samples (n,), the first of which was captured at `capture_time` (seconds).
 
-        Where that time does not follow on from what is there (a gap, or a clock that jumped), what is there is
-        forgotten: a window read later never joins sounds that were apart. Raises ValueError on a wrong shape or time.
+        Where that time does not follow on from what is there (a gap, or a clock that jumped) by more than
+        MAX_CLOCK_JITTER, what is there is forgotten: a window read later never joins sounds that were further apart. A
+        smaller gap is taken for jitter, and what is before and after it is joined. Raises ValueError on a wrong shape
+        or time.
         """
         samples = np.asarray(samples, np.float32)
         if samples.ndim != 1 or not np.isfinite(capture_time):
@@ -526,7 +529,8 @@ class SoundFile:
     Attributes:
         sample_rate: Hz.
         duration: seconds that the file says it has, or None.
-        error: None, or after iterating what is wrong with the file (cut off, damaged); what could be read was given.
+        error: None, or after iterating what is wrong with the file (cut off, damaged, joined of several whose clocks
+            each begin anew: then the first of them is given); what could be read was given.
 
     Raises FileNotFoundError, or ValueError where the file is empty, no media file, or has no sound.
     """
@@ -551,6 +555,10 @@ class SoundFile:
         with open_media(self.path) as container:
             try:
                 for block_time, samples in self._decode(container):
+                    back = clock_back(self.path, "sound", end)
+                    if block_time < end - MAX_BACK_SECONDS and self.error in (None, back):
+                        self.error = back
+                        return
                     if block_time > end + MAX_JUMP_SECONDS:
                         self.error = f"{self.path} is damaged: its sound goes from {end:.1f} to {block_time:.1f} s"
                         return
@@ -665,6 +673,12 @@ def decoded(container, stream) -> Iterator[av.frame.Frame | av.error.FFmpegError
 def missing_parts(path: Path, what: str, time: float, error: av.error.FFmpegError) -> str:
     """What is wrong with a file whose packet at `time` seconds gave `error`, for a person."""
     return f"{path} is damaged: parts of its {what} are missing, the first at {time:.1f} s ({error})"
+
+
+def clock_back(path: Path, what: str, time: float) -> str:
+    """What is wrong with a file whose clock starts again after `time` seconds, for a person."""
+    reason = f"the clock of its {what} goes back at {time:.1f} s, as where files are joined"
+    return f"{path}: {reason}; only what is before it is used"
 
 
 def of_known_kind(stream, path: Path):

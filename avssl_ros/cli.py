@@ -1,7 +1,7 @@
 """The command `avssl`: localize a file, run the demo, check a camera, record, list microphones.
 
 User errors (a file that is not there, a video without sound, an unknown provider) end with one line on stderr and exit
-status 2; Ctrl-C finishes the files and ends with 130.
+status 2; Ctrl-C finishes the files and ends with 130, or with 0 where it is the usual end (record).
 """
 
 from __future__ import annotations

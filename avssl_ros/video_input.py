@@ -30,8 +30,10 @@ except ImportError:  # rosdep has no key for it
     simplejpeg = None
 
 from avssl_ros.audio_input import (
+    MAX_BACK_SECONDS,
     MAX_JUMP_SECONDS,
     MAX_PIXELS,
+    clock_back,
     decoded,
     existing_file,
     missing_parts,
@@ -125,6 +127,10 @@ class VideoFile:
                         self.error = self.error or missing_parts(self.path, "video", end, frame)
                         continue
                     time = count / self.fps if frame.time is None else float(frame.time) - start
+                    back = clock_back(self.path, "video", end)
+                    if time < end - MAX_BACK_SECONDS and self.error in (None, back):
+                        self.error = back
+                        return
                     if self.error and time + 1 / self.fps < end:
                         continue  # behind a damaged frame the decoder may lose the order for a moment
                     if time > end + MAX_JUMP_SECONDS:

@@ -208,6 +208,21 @@ def test_a_cut_off_video_is_done_as_far_as_it_goes(loudness, tmp_path, capsys):
     assert len(list(VideoFile(tmp_path / "overlay.mp4"))) == len(lines_of(tmp_path))
 
 
+def test_of_joined_files_the_first_is_used_and_that_is_said(loudness, clip, tmp_path, capsys):
+    one = media.moved(clip, tmp_path / "one.ts", 0.0)
+    alone, joined = tmp_path / "alone", tmp_path / "joined"
+    assert cli.main(["localize", str(one), "--output", str(alone)]) == 0
+    (two := tmp_path / "two.ts").write_bytes(2 * one.read_bytes())
+    assert cli.main(["localize", str(two), "--output", str(joined)]) == 0
+    said = capsys.readouterr().err
+    assert "two.ts: the clock of its video goes back at 3.1 s" in said and "one.ts" not in said
+    assert len(lines_of(joined)) == len(lines_of(alone))
+    video, sound = VideoFile(two), SoundFile(two)
+    for _ in range(2):  # a file may be played in a loop
+        assert len(list(video)) == len(list(VideoFile(one))) and len(list(sound)) == len(list(SoundFile(one)))
+    assert "the clock of its sound goes back at 3." in sound.error
+
+
 def error_of(capsys, *arguments) -> str:
     """What stderr says of a user's error: one line, exit status 2."""
     assert cli.main([str(argument) for argument in arguments]) == 2
