@@ -270,11 +270,15 @@ def _orientation(source: Source) -> Quaternion:
     )
 
 
-def scene_to_transforms(scene: Localization, header: Header) -> list[TransformStamped]:
-    """A frame `source_<id>` for each source: one metre towards it, as its distance is not known, +x pointing on."""
+def scene_to_transforms(scene: Localization, header: Header, namespace: str = "/") -> list[TransformStamped]:
+    """A frame `source_<id>` for each source: one metre towards it, as its distance is not known, +x pointing on.
+
+    namespace: of the node, before the frame's name: all of a robot's frames are in one tree.
+    """
+    prefix = f"{namespace.strip('/')}/".lstrip("/")
     transforms = []
     for source in scene.sources:
-        transform = TransformStamped(header=header, child_frame_id=f"source_{source.id}")
+        transform = TransformStamped(header=header, child_frame_id=f"{prefix}source_{source.id}")
         place = _point_towards(source, MARKER_LENGTH)
         transform.transform.translation = Vector3(x=place.x, y=place.y, z=place.z)
         transform.transform.rotation = _orientation(source)

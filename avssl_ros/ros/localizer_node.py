@@ -91,7 +91,7 @@ class LocalizerNode(LifecycleNode, Process):
 
     def __init__(self):
         if not hasattr(self, "add_post_set_parameters_callback"):
-            raise RuntimeError("this node needs ROS 2 Iron or later: Humble's rclpy does not tell it of changed parameters")
+            raise RuntimeError("this node needs ROS 2 Iron or later: Humble's rclpy tells of no changed parameters")
         super().__init__("localizer")
         parameters.declare(self, parameters.LOCALIZER)
         self._values = parameters.values(self, parameters.LOCALIZER)

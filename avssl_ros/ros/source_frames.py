@@ -14,8 +14,10 @@ WARN_SECONDS = 10.0
 
 
 class SourceFrames:
-    """Publishes `source_<id>` on `/tf`, a child of the results' frame. TF forgets nothing: after an offset the frame
-    is no longer sent, and whoever looks it up for the present gets an error, not a stale direction.
+    """Publishes `source_<id>` on `/tf`, `<namespace>/source_<id>` for a node in one, a child of the results' frame.
+
+    TF forgets nothing: after an offset the frame is no longer sent, and its last direction stays. docs/events.md says
+    how to look it up.
 
     Raises ValueError where tf2_msgs is not installed.
     """
@@ -40,7 +42,8 @@ class SourceFrames:
                 "no TF frames are sent: the images name no frame; set frame_id", throttle_duration_sec=WARN_SECONDS
             )
             return
-        self._publisher.publish(self._message_type(transforms=converters.scene_to_transforms(scene, header)))
+        transforms = converters.scene_to_transforms(scene, header, self._node.get_namespace())
+        self._publisher.publish(self._message_type(transforms=transforms))
 
     def close(self) -> None:
         self._node.destroy_publisher(self._publisher)

@@ -98,7 +98,8 @@ class Watch:
         return complaint(buffer.read(status.last_time, QUALITY_SECONDS)) if status.last_time is not None else ""
 
     def _diagnose(self, camera: Sensor, microphone: Sensor, status: AudioStatus, gap: float | None) -> None:
-        name, health, again = self._node.get_name(), self._health, self._states.recoveries
+        name = self._node.get_fully_qualified_name().lstrip("/")  # /diagnostics is one topic for all namespaces
+        health, again = self._health, self._states.recoveries
         message = DiagnosticArray(
             status=[
                 diagnosis.camera_status(name, self._camera.topic, health, camera, again["camera"]),

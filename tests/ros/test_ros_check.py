@@ -79,8 +79,9 @@ class StandInForTfMessage:
 
 
 class StandInForNode:
-    def __init__(self):
+    def __init__(self, namespace):
         self.sent, self.warnings = [], []
+        self.get_namespace = lambda: namespace
 
     def create_publisher(self, message_type, topic, qos):
         assert (message_type, topic, qos.depth) == (StandInForTfMessage, "/tf", 100)
@@ -90,16 +91,17 @@ class StandInForNode:
         return types.SimpleNamespace(warning=lambda text, **_: self.warnings.append(text))
 
 
-def test_frames_are_sent_for_every_source_while_it_sounds_with_a_stand_in_for_tf2_msgs(monkeypatch):
+@pytest.mark.parametrize("namespace, name", [("/", "source_7"), ("/robot/front", "robot/front/source_7")])
+def test_frames_are_sent_for_every_source_while_it_sounds_with_a_stand_in_for_tf2_msgs(monkeypatch, namespace, name):
     module = types.ModuleType("tf2_msgs.msg")
     module.TFMessage = StandInForTfMessage
     monkeypatch.setitem(sys.modules, "tf2_msgs", types.ModuleType("tf2_msgs"))
     monkeypatch.setitem(sys.modules, "tf2_msgs.msg", module)
-    node = StandInForNode()
+    node = StandInForNode(namespace)
     frames = SourceFrames(node)
     frames.publish(scene(10, 0), Header(frame_id="head"))
     frames.publish(Localization((), np.zeros((1, 1)), (), False, 2.0), Header(frame_id="head"))
-    assert [[t.child_frame_id for t in message.transforms] for message in node.sent] == [["source_7"]]
+    assert [[t.child_frame_id for t in message.transforms] for message in node.sent] == [[name]]
     frames.publish(scene(10, 0), Header())
     assert len(node.sent) == 1 and "frame_id" in node.warnings[0]
 

@@ -286,10 +286,13 @@ def test_sound_of_another_clock_is_diagnosed_and_no_source_is_made_up(localizer,
         assert not listener.sounding()
 
 
-def test_an_audio_topic_of_another_type_is_named(processes, peer, listener):
-    processes.start(LOUDNESS_NODE, "-r", "__node:=fed", "-r", "audio:=chatter", audio_source="topic")
-    peer.node.create_publisher(String, "chatter", 1)
-    listener.wait_for_diagnosis("fed: microphone", DiagnosticStatus.ERROR, "/chatter has type std_msgs/msg/String")
+def test_an_audio_topic_of_another_type_is_named_by_a_node_that_names_its_namespace(processes, peer, listener):
+    remaps = ("-r", "__node:=fed", "-r", "__ns:=/front", "-r", "audio:=chatter")
+    processes.start(LOUDNESS_NODE, *remaps, audio_source="topic")
+    peer.node.create_publisher(String, "/front/chatter", 1)
+    said = "/front/chatter has type std_msgs/msg/String"
+    status = listener.wait_for_diagnosis("fed: microphone", DiagnosticStatus.ERROR, said)
+    assert status.name == "front/fed: microphone"
 
 
 def test_raw_images_are_read_where_asked_for(processes, peer):
