@@ -42,7 +42,7 @@ class Answers:
         sound: where sound comes from, None where there is none; replaced as a whole.
         keeping: what records all images, None where that is not wanted.
         sound_gap: seconds between the newest sound and the newest image, where they have been too far apart to belong
-            together for sensor_timeout; else None.
+            together for a while (sensor_timeout, or what the window of sound allows where that is less); else None.
     """
 
     def __init__(self, node: Node, localizer: Localizer, stream: LocalizerStream, outputs: Outputs, health: Health):
@@ -150,7 +150,7 @@ class Answers:
         if time.monotonic() - arrived > self.values["sensor_timeout"]:  # at a low rate it may have waited for long
             self._health.late_images += 1
             return
-        captured = self._captured(message.header)
+        captured = self._captured(message.header, arrived)
         sound = self._sound_until(captured + self.values["audio_latency"])
         heard = None if sound is None else self._stream.hear(*sound)  # beside the decoding
         try:
@@ -176,12 +176,12 @@ class Answers:
             self._publish(scene, self._header_of(message.header))
             self._health.image_frame = self._last_header.frame_id
 
-    def _captured(self, header: Header) -> float:
+    def _captured(self, header: Header, arrived: float) -> float:
         captured = converters.stamp_to_seconds(header.stamp)
         if captured == 0:
             self._node.get_logger().warning("images have no stamp: the time of arrival is taken to find their sound",
                                             throttle_duration_sec=STAMP_WARN_SECONDS)  # fmt: skip
-            captured = self._now()
+            captured = self._now() - (time.monotonic() - arrived)
         return captured
 
     def _localize(self, image: np.ndarray, heard: Hearing, captured: float) -> Localization | None:
@@ -203,20 +203,21 @@ class Answers:
         buffer = sound.buffer  # once: it is replaced when the rate changes
         if (latest := buffer.latest) is None:
             return None
-        timeout = self.values["sensor_timeout"]
-        is_late = until - latest > timeout
-        samples = np.zeros(0, np.float32) if is_late else buffer.read(until, self._localizer.window_seconds)
-        is_early = not samples.size and latest - until > timeout
-        self._note_gap(abs(latest - until) if is_late or is_early else None, timeout)
+        window = self._localizer.window_seconds
+        most = min(self.values["sensor_timeout"], window - MIN_SOUND_SECONDS)  # older sound is not in the window
+        is_late = until - latest > most
+        samples = np.zeros(0, np.float32) if is_late else buffer.read(until, window)
+        is_early = not samples.size and latest - until > most
+        self._note_gap(abs(latest - until) if is_late or is_early else None, most)
         return (samples, buffer.sample_rate) if samples.size >= MIN_SOUND_SECONDS * buffer.sample_rate else None
 
-    def _note_gap(self, gap: float | None, timeout: float) -> None:
+    def _note_gap(self, gap: float | None, patience: float) -> None:
         """A moment's gap, while the clocks of both jump one after the other, is none."""
         if gap is None:
             self._apart_since = self.sound_gap = None
             return
         self._apart_since = self._apart_since or time.monotonic()
-        self.sound_gap = gap if time.monotonic() - self._apart_since > timeout else None
+        self.sound_gap = gap if time.monotonic() - self._apart_since > patience else None
 
     def _nothing(self, captured: float) -> Localization:
         """The scene of an image without sound; ends what sounded before."""
