@@ -48,13 +48,15 @@ def run(arguments: argparse.Namespace) -> int:
         return convert_bag(arguments)
     source: AudioSource = FileAudio(arguments.sound, loop=True) if arguments.sound else Microphone(arguments.microphone)
     pictures = camera(arguments.camera)
-    recorder = Recorder(arguments.output, arguments.segment, arguments.limit * GB, arguments.rate, source.sample_rate)
-    source.start()
+    source.start()  # before the recorder is made: only then a microphone's rate is known
     try:
-        with recorder:
-            keep(pictures, source, recorder, arguments.rate, arguments.seconds)
-    except KeyboardInterrupt:
-        print(f"avssl: ended after {recorder.written} segments", file=sys.stderr)
+        limit = arguments.limit * GB
+        recorder = Recorder(arguments.output, arguments.segment, limit, arguments.rate, source.sample_rate)
+        try:
+            with recorder:
+                keep(pictures, source, recorder, arguments.rate, arguments.seconds)
+        except KeyboardInterrupt:
+            print(f"avssl: ended after {recorder.written} segments", file=sys.stderr)
     finally:
         if (status := source.status()).state != "ok":
             print(f"avssl: warning: {status.detail}", file=sys.stderr)
@@ -74,7 +76,8 @@ def convert_bag(arguments: argparse.Namespace) -> int:
     try:
         limit = arguments.limit * GB
         with Recorder(arguments.output, arguments.segment, limit, arguments.rate, bag.sample_rate) as recorder:
-            bag.convert(recorder)
+            seconds = np.inf if arguments.seconds is None else arguments.seconds
+            bag.convert(recorder, arguments.rate, seconds)
     finally:
         bag.close()
     if bag.unreadable:

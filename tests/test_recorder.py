@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avssl_ros import record
 from avssl_ros import recorder as module
 from avssl_ros.audio_input import AudioBuffer, read_audio
 from avssl_ros.cli import main
@@ -215,6 +216,41 @@ def test_the_command_records_a_file_as_if_it_were_a_camera(tmp_path, capsys):
                       (["--segment", "0", "--camera", str(video)], "got 0.0 s")):  # fmt: skip
         assert main(["record", str(folder), "--sound", str(video), *bad]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_microphones_rate_is_known_before_the_first_segment(tmp_path, monkeypatch, capsys):
+    """Else each recording begins with a segment of one picture, of the wrong rate and without sound."""
+    class Microphone(Source):
+        def __init__(self, _):
+            super().__init__()
+            self.buffer, self.state = AudioBuffer(48000), "absent"
+
+        sample_rate = property(lambda self: self.buffer.sample_rate)
+
+        def start(self):
+            self.buffer, self.state, self._end = AudioBuffer(RATE), "ok", time.time()
+
+        def stop(self):
+            self.state = "stopped"
+
+        def status(self):
+            return self
+
+    microphone = Microphone(None)
+
+    def camera(_):
+        for number in range(20):
+            time.sleep(0.05)
+            if number > 2:  # a picture is there at once, sound takes a moment
+                microphone.deliver()
+            yield picture(number)
+
+    monkeypatch.setattr(record, "Microphone", lambda _: microphone)
+    monkeypatch.setattr(record, "camera", camera)
+    assert main(["record", str(tmp_path)]) == 0
+    assert "1 segments written" in capsys.readouterr().out and microphone.state == "stopped"
+    microphone.state = "ok"
+    assert main(["record", str(tmp_path), "--segment", "0"]) == 2 and microphone.state == "stopped"
 
 
 def test_a_stop_from_outside_finishes_the_files(tmp_path):

@@ -4,7 +4,7 @@
 
 No ROS installation is needed: the package rosbags (extra `bags`) reads the file, rclpy's wheel (extra `ros`) its
 messages. Pictures and sound are those that the localizer itself would take: their times are the capture times in the
-headers.
+headers, or, where these are 0, those at which they were recorded.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from rclpy.serialization import deserialize_message
 
 from avssl_ros.recorder import Recorder
 from avssl_ros.ros import converters
 
+EARLY_SECONDS = 1e-3  # that a picture may come before it is due: stamps are rounded
 IMAGES = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"
 SOUND: dict[str, Callable] = {
     "sensor_msgs/msg/PointCloud2": converters.cloud_to_sound,
@@ -33,7 +35,8 @@ class Bag:
         image_topic, sound_topic: None takes the only one of a fitting type.
 
     Raises:
-        ValueError: it is no bag, or what is wanted is not in it or not the only one; the text names what there is.
+        ValueError: it is no bag, or what is wanted is not in it or not the only one, or of a type that is not here;
+            the text names what there is.
     """
 
     def __init__(self, path: str | Path, image_topic: str | None = None, sound_topic: str | None = None):
@@ -42,11 +45,12 @@ class Bag:
         types = {connection.topic: connection.msgtype for connection in self._reader.connections}
         self.image_topic = _choose(types, image_topic, IMAGES, "images", "--image-topic")
         self.sound_topic = _choose(types, sound_topic, tuple(SOUND), "sound", "--sound-topic")
+        self._types = {types[topic]: _type(types[topic]) for topic in (self.image_topic, self.sound_topic)}
 
     @property
     def sample_rate(self) -> int:
         """Hz of the first sound that can be read. Raises ValueError where there is none."""
-        for topic, message, kind in self.messages():
+        for topic, _, message, kind in self.messages():
             if topic == self.sound_topic:
                 try:
                     return SOUND[kind](message)[1]
@@ -54,19 +58,34 @@ class Bag:
                     continue
         raise ValueError(f"no message on {self.sound_topic} holds sound that can be read")
 
-    def messages(self) -> Iterator[tuple[str, object, str]]:
-        """Topic, message and its type, in the order in which they were recorded."""
+    def messages(self) -> Iterator[tuple[str, float, object, str]]:
+        """Topic, time of recording in seconds, message and its type, in the order in which they were recorded."""
         wanted = [c for c in self._reader.connections if c.topic in (self.image_topic, self.sound_topic)]
-        for connection, _, raw in self._reader.messages(wanted):
-            yield connection.topic, deserialize_message(bytes(raw), _type(connection.msgtype)), connection.msgtype
+        for connection, nanoseconds, raw in self._reader.messages(wanted):
+            kind = connection.msgtype
+            yield connection.topic, nanoseconds * 1e-9, deserialize_message(bytes(raw), self._types[kind]), kind
 
-    def convert(self, recorder: Recorder) -> None:
-        """Into segments; messages that cannot be read are left out and counted in `unreadable`."""
-        for topic, message, kind in self.messages():
-            captured = converters.stamp_to_seconds(message.header.stamp)
+    def convert(self, recorder: Recorder, rate: float = np.inf, seconds: float = np.inf) -> None:
+        """Into segments; messages that cannot be read are left out and counted in `unreadable`.
+
+        Args:
+            rate: pictures of a second that are kept at most. seconds: of the bag that are read, from its beginning.
+        """
+        begun, due = None, -np.inf
+        for topic, recorded, message, kind in self.messages():
+            begun = recorded if begun is None else begun
+            if recorded - begun > seconds:
+                return
+            captured = converters.stamp_to_seconds(message.header.stamp) or recorded
             try:
                 if topic == self.image_topic:
-                    recorder.add_frame(converters.message_to_rgb(message), captured)
+                    image = converters.message_to_rgb(message)
+                    if not abs(captured - due) <= 1 / rate:  # the first, or after a gap, or a clock that was set back
+                        due = captured
+                    elif captured < due - EARLY_SECONDS:
+                        continue
+                    due += 1 / rate
+                    recorder.add_frame(image, captured)
                 else:
                     recorder.add_sound(*SOUND[kind](message), captured)
             except ValueError:
@@ -78,7 +97,12 @@ class Bag:
 
 def _type(name: str):
     package, _, message = name.partition("/msg/")
-    return getattr(importlib.import_module(f"{package}.msg"), message)
+    try:
+        return getattr(importlib.import_module(f"{package}.msg"), message)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"the bag holds {name}, but the package {package} is not here or is another one of that name "
+                         f"({error}): build the one that the bag was recorded with in a ROS 2 workspace and source its "
+                         "setup.bash first") from error
 
 
 def _open(path: Path):
