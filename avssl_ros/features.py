@@ -19,6 +19,7 @@ N_FFT = 1024
 N_MELS = 128
 F_MAX = 15000.0  # Hz
 PRE_EMPHASIS = 0.97
+BLOCK_FRAMES = 1000  # 10 s; frames overlap, so that those of a long recording at once would take ten times its memory
 PATCH = 16  # mel bands and frames of a time-frequency patch: the audio encoder's stride
 SILENCE = 1e-7  # mel power below which a time-frequency patch is silent
 LOWEST_RATE, HIGHEST_RATE = 4000, 192000  # Hz, what a microphone may deliver
@@ -57,6 +58,11 @@ def mel_power(samples: np.ndarray) -> np.ndarray:
         )
     padded = np.pad(emphasised, N_FFT // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
+    blocks = (frames[start : start + BLOCK_FRAMES] for start in range(0, len(frames), BLOCK_FRAMES))
+    return np.concatenate([_mel_power_of_frames(block) for block in blocks], axis=1)
+
+
+def _mel_power_of_frames(frames: np.ndarray) -> np.ndarray:
     spectrum = fft.rfft(frames * _analysis_window(), axis=1)  # float32 throughout, unlike numpy before 2.0
     power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
     return mel_filters() @ np.ascontiguousarray(power.T)

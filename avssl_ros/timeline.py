@@ -32,7 +32,7 @@ def draw_timeline(lines: list[dict], path: str | Path, title: str = "") -> None:
     upper, lower = figure.subplots(
         2, 1, sharex=True, height_ratios=[5.0, 0.35 * max(1, len(unseen))], gridspec_kw={"hspace": 0.04}
     )
-    _draw_sources(upper, lines, times, step)
+    _draw_sources(upper, lines, times)
     _draw_unseen(lower, unseen)
     for axes in (upper, lower):
         for start, length in _spans(times, [not line["active"] for line in lines], step):
@@ -53,20 +53,21 @@ def source_names(lines: list[dict]) -> dict[int, str]:
     return {identity: counts.most_common(1)[0][0] for identity, counts in labels.items()}
 
 
-def _draw_sources(axes: Axes, lines: list[dict], times: np.ndarray, step: float) -> None:
+def _draw_sources(axes: Axes, lines: list[dict], times: np.ndarray) -> None:
     names = source_names(lines)
     lasting = Counter(source["id"] or 0 for line in lines for source in line["sources"])
     named = {identity for identity, _ in lasting.most_common(MAX_LEGEND)}
     for identity, name in names.items():
-        points = [
-            (time, source["azimuth_deg"])
-            for time, line in zip(times, lines, strict=True)
+        seen = [
+            (index, source["azimuth_deg"])
+            for index, line in enumerate(lines)
             for source in line["sources"]
             if (source["id"] or 0) == identity
         ]
+        frames, azimuths = np.array([index for index, _ in seen]), np.array([azimuth for _, azimuth in seen], float)
         color = np.array(source_color(identity)) / 255
         label = f"#{identity} {name}" if identity in named else None
-        axes.plot(*_broken_line(np.array(points), step), color=color, lw=2.2, marker="o", ms=2.5, label=label)
+        axes.plot(*_broken_line(frames, times[frames], azimuths), color=color, lw=2.2, marker="o", ms=2.5, label=label)
     if names:
         hidden = len(names) - len(named)
         heading = f"{len(names)} sources, {hidden} short ones unnamed" if hidden > 0 else None
@@ -80,13 +81,11 @@ def _draw_sources(axes: Axes, lines: list[dict], times: np.ndarray, step: float)
     axes.grid(axis="y", color="0.85", lw=0.7)
 
 
-def _broken_line(points: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
-    """Times and azimuths of points (n, 2), with NaN between those that are apart in time or across the seam."""
-    if len(points) < 2:
-        return points[:, 0], points[:, 1]
-    apart = (np.diff(points[:, 0]) > 1.5 * step) | (np.abs(np.diff(points[:, 1])) > 180)
-    broken = np.insert(points, np.flatnonzero(apart) + 1, np.nan, axis=0)
-    return broken[:, 0], broken[:, 1]
+def _broken_line(frames: np.ndarray, times: np.ndarray, azimuths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Times and azimuths (n,), with NaN between those that are not of successive localized frames, whose indices are
+    `frames` (n,), or are across the seam."""
+    apart = np.flatnonzero((np.diff(frames) > 1) | (np.abs(np.diff(azimuths)) > 180)) + 1
+    return np.insert(times, apart, np.nan), np.insert(azimuths, apart, np.nan)
 
 
 def _draw_unseen(axes: Axes, unseen: dict[str, list[tuple[float, float]]]) -> None:

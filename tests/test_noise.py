@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import media
@@ -40,6 +41,20 @@ def test_a_sound_between_the_tones_stands_out_where_it_is(profile):
     sound[RATE : RATE + len(whistle)] += whistle
     out = profile.stands_out(features.mel_power(sound))
     assert out.any(axis=0)[7:9].all() and not out[:, :5].any() and not out[:, 11:].any()
+
+
+def test_a_long_recording_takes_little_more_memory_than_itself_and_has_the_same_profile():
+    samples = np.tile(fan(10.0), 12)
+    tracemalloc.start()
+    in_blocks = NoiseProfile.of_recording(samples, RATE)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * samples.nbytes
+    with pytest.MonkeyPatch.context() as whole:
+        whole.setattr(features, "BLOCK_FRAMES", 10**9)
+        at_once = NoiseProfile.of_recording(samples, RATE)
+    assert np.allclose(in_blocks.power, at_once.power, rtol=1e-5)
+    assert np.allclose(in_blocks.spread_db, at_once.spread_db, rtol=1e-4)
 
 
 def test_noise_that_grows_louder_stands_out(profile):

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from avssl_ros.audio_input import SoundFile
 from avssl_ros.overlay import source_color
@@ -44,9 +45,17 @@ class TestTimeline:
 
     def test_a_line_stops_in_silence_and_at_the_seam(self):
         points = np.array([(0.0, 170), (0.1, 178), (0.2, -174), (0.3, -170), (2.0, -100)])
-        times, azimuths = _broken_line(points, step=0.1)
+        times, azimuths = _broken_line(np.array([0, 1, 2, 3, 20]), *points.T)
         assert np.isnan(times).tolist() == [False, False, True, False, False, True, False]
         assert azimuths[~np.isnan(azimuths)].tolist() == [170, 178, -174, -170, -100]
+
+    def test_a_steady_line_is_whole_where_the_rate_does_not_divide_the_frame_rate(self, tmp_path, monkeypatch):
+        """12 Hz of 15 Hz are three frames that follow each other and one that is two steps later."""
+        drawn, plot = [], Axes.plot
+        monkeypatch.setattr(Axes, "plot", lambda self, *given, **how: (drawn.append(given), plot(self, *given, **how)))
+        draw_timeline([line(t / 15, (1, "dog", 40)) for t in range(60) if t % 5], tmp_path / "timeline.png")
+        ((times, azimuths),) = drawn
+        assert len(times) == 48 and not np.isnan(times).any() and set(azimuths) == {40}
 
     def test_what_is_not_in_view_gets_a_row_and_silence_is_grey(self, tmp_path):
         lines = [line(t / 10, unseen=["siren"] if t < 30 else [], active=t < 30) for t in range(60)]
