@@ -9,7 +9,8 @@ comments with `#`), a CSV with a header that has `id` or `url` and may have `sta
 
 Writes into the output folder: videos/, complete files only; journal.jsonl, a line for every attempt; and collected.csv,
 what of this list is there: id, file, start and end in the file (s; an empty end: to its end), label, split, source (the
-video), source_start (of the file in the source, s). `training/prepare.py` makes clips of it.
+video), source_start (of the file in the source, s), recording (what the video is a part of: the segments that
+`avssl record` leaves in one folder are divided as one). `training/prepare.py` makes clips of it.
 
 Of a page (YouTube and all else that yt-dlp knows) only the span is fetched, through ffmpeg. A plain address of a file
 is fetched whole, once for all its spans, and prepare.py cuts it: only so is it known to be all there, and `rate` kept
@@ -36,7 +37,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -46,8 +47,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import av
 from tqdm import tqdm
 
+from avssl_ros.recorder import NAME as SEGMENT
+
 VGGSOUND_SECONDS = 10.0
-COLUMNS = ("id", "file", "start", "end", "label", "split", "source", "source_start")
+COLUMNS = ("id", "file", "start", "end", "label", "split", "source", "source_start", "recording")
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
           "dev": "validation", "test": "test", "eval": "test", "": ""}  # fmt: skip
 MEDIA = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv"}
@@ -116,6 +119,7 @@ class Span:
     label: str = ""
     split: str = ""
     problem: str = ""  # why it cannot be fetched at all
+    source: str = ""  # the video, where lines with other ids may be of it
 
     @property
     def key(self) -> str:
@@ -255,12 +259,13 @@ def _plain_rows(path: Path, reader: csv.DictReader, url: str) -> Iterator[Span]:
     for row in reader:
         cells = {names[name]: (value or "").strip() for name, value in row.items() if name in names}
         address = cells.get("url", "")
-        name = cells.get("id") or hashlib.sha256(address.encode()).hexdigest()[:16]
+        source = hashlib.sha256(address.encode()).hexdigest()[:16] if address else ""
+        name = cells.get("id") or source
         if address and urlsplit(address).scheme not in ("http", "https"):
             yield Span(name, address, problem="bad address")
         else:
             columns = (cells.get(column, "") for column in ("start", "end", "label", "split"))
-            yield _span(name, address.replace("{", "%7B") or url, *columns)
+            yield replace(_span(name, address.replace("{", "%7B") or url, *columns), source=source)
 
 
 def _span(name: str, url: str, start: str, end: str, label: str, split: str) -> Span:
@@ -286,13 +291,20 @@ def _number(text: str) -> float | None:
 
 def index_folder(folder: Path) -> list[dict]:
     """Rows of collected.csv for the videos in a folder and those below it."""
-    rows = []
+    rows, place = [], folder.resolve().name
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in MEDIA and path.is_file()):
         inside = path.relative_to(folder).as_posix()
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)[:80].strip("-") or "video"
-        name += "-" + hashlib.sha256(os.fsencode(inside)).hexdigest()[:8]  # a name may be no UTF-8
-        rows.append({"id": name, "file": path.resolve(), "start": 0, "source": name, "source_start": 0})
+        name += f"-{_short_hash(inside)}"
+        where = f"{place}/{inside}".rpartition("/")[0]
+        recording = f"recording-{_short_hash(where)}" if SEGMENT.fullmatch(path.name) else ""
+        rows.append({"id": name, "file": path.resolve(), "start": 0, "source": name, "source_start": 0,
+                     "recording": recording})
     return rows
+
+
+def _short_hash(path: str) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:8]  # a name may be no UTF-8
 
 
 # --------------------------------------------------------------------------------------------------------------- fetch
@@ -521,7 +533,8 @@ class _Run:
         times = {"start": round((span.start or 0.0) - begin, 3), "source_start": round(begin, 3),
                  "end": "" if span.end is None else round(span.end - begin, 3)}  # fmt: skip
         file = path.relative_to(self.config.output).as_posix()
-        return {"id": span.id, "file": file, "label": span.label, "split": span.split, "source": span.id, **times}
+        return {"id": span.id, "file": file, "label": span.label, "split": span.split,
+                "source": span.source or span.id, **times}  # fmt: skip
 
 
 def run_parallel(workers: int, tasks: list[Callable[[], list[str]]], stop: threading.Event, unit: str) -> Counter:

@@ -143,7 +143,7 @@ class CorpusConfig:
     validation_share: float = 0.1  # of the composited clips
     test_share: float = 0.1
     seed: int = 0
-    workers: int = os.cpu_count() or 1
+    workers: int = len(os.sched_getaffinity(0))  # of the cores those that a job may use
 
     def __post_init__(self):
         shares = (self.validation_share, self.test_share)

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -50,6 +51,8 @@ SILENT, STILL, DUPLICATE, UNREADABLE = "constant silence", "still pictures", "ne
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of the disk: no clip can be made
 # These may be of the machine or of a damaged file, which nothing tells apart: the next run tries again.
 PASSING = (errno.EIO, errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.ESTALE)
+# Signals that a decoder ends itself with at a damaged video; others come from outside and say nothing of the video.
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class PrepareConfig:
     sound_distance: float = 0.3  # and sounds
     validation_share: float = 0.1  # of the sources of no named split; of those named train if none is named validation
     test_share: float = 0.1
-    workers: int = os.cpu_count() or 1
+    workers: int = len(os.sched_getaffinity(0))  # of the cores those that a job may use
     timeout: float = 300.0  # seconds for one clip
 
 
@@ -123,22 +126,23 @@ def read_collected(path: Path) -> list[dict]:
 
 def choose_splits(rows: list[dict], validation_share: float, test_share: float) -> dict[str, str]:
     """Split of every source: the one that the list names (of several the one kept furthest from training), else by
-    a hash of its name, which stays the same whatever else is in the list.
+    a hash of its name, which stays the same whatever else is in the list. Sources of one recording have one split.
 
     Where the list names no source validation (VGGSound's knows train and test alone), the same hash takes
     `validation_share` of those named train: training needs such a split.
     """
     named: dict[str, set[str]] = {}
+    whole = {row["source"]: row.get("recording") or row["source"] for row in rows}
     for row in rows:
-        named.setdefault(row["source"], set()).add(row["split"])
+        named.setdefault(whole[row["source"]], set()).add(row["split"])
     lacking = not any("validation" in found for found in named.values())
     splits = {}
-    for source, found in named.items():
-        number = int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big") / 2**64
+    for name, found in named.items():
+        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
         drawn = "test" if number < test_share else "validation" if number < test_share + validation_share else "train"
         split = next((split for split in ("test", "validation", "train") if split in found), drawn)
-        splits[source] = drawn if lacking and (split, drawn) == ("train", "validation") else split
-    return splits
+        splits[name] = drawn if lacking and (split, drawn) == ("train", "validation") else split
+    return {source: splits[name] for source, name in whole.items()}
 
 
 def probe(path: Path) -> dict:
@@ -203,9 +207,9 @@ def make(clip: Clip, target: Path, program: str, config: PrepareConfig) -> dict:
     """Writes the clip to `target` and measures it: what the manifest and the decision to drop it need.
 
     Returns:
-        {"problem": reason} where ffmpeg can't read the video, with "passing": True where another run may be luckier, or
-        else duration (s), fps, width, height, sample_rate, level (dB), motion (grey levels), pictures and sound (hex of
-        hash bits), sha256, bytes.
+        {"problem": reason} where ffmpeg can't read the video or crashes at it, with "passing": True where another run
+        may be luckier, or else duration (s), fps, width, height, sample_rate, level (dB), motion (grey levels),
+        pictures and sound (hex of hash bits), sha256, bytes.
 
     Raises:
         OSError: the disk or the quota is full, or ffmpeg was killed.
@@ -221,6 +225,8 @@ def make(clip: Clip, target: Path, program: str, config: PrepareConfig) -> dict:
     if set(said) & set(FULL):
         raise OSError(f"the disk of {target.parent} is full, or your share of it: free some space and start again, it "
                       "goes on where it was")
+    if -done.returncode in CRASHES:
+        return {"problem": DAMAGED}
     if done.returncode < 0:
         raise OSError(f"ffmpeg was killed by signal {-done.returncode} at {clip.file}: start again, it goes on there")
     if done.returncode > 0:

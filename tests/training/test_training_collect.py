@@ -204,6 +204,17 @@ def test_a_server_that_recovers_is_asked_again(config, server):
     assert table(config)[0]["file"] == "videos/mine.mp4"
 
 
+def test_a_video_is_one_source_whatever_names_a_list_gives_it(config, server):
+    write_list(config, f"id,url\nmine,{server.address}/a.mp4\nyours,{server.address}/a.mp4\na,\n")
+    collect(config())
+    mine, yours, other = table(config)
+    assert (mine["id"], yours["id"]) == ("mine", "yours") and mine["source"] == yours["source"]
+    assert other["source"] == "a"  # an address of its own makes a source, that of all ids does not
+    write_list(config, f"url\n{server.address}/a.mp4\n")
+    collect(config())
+    assert table(config)[0]["source"] == table(config)[0]["id"] == mine["source"]
+
+
 def test_a_server_that_does_not_recover_is_left_after_some_attempts_and_tried_by_the_next_run(config, server):
     server.faults["a.mp4"] = [503] * 40
     write_list(config, "id\na\n")
@@ -374,6 +385,22 @@ def test_a_folder_is_indexed_where_it_is(tmp_path, clip):
     assert {row["file"] for row in rows} == {str(folder / "Ein Film (1).mp4"), str(folder / "sub/Ein Film (1).mp4")}
     assert len({row["id"] for row in rows}) == 2 and all(re.fullmatch(r"[A-Za-z0-9_-]+", row["id"]) for row in rows)
     assert not (tmp_path / "out/videos").exists()
+
+
+def test_segments_of_one_folder_are_of_one_recording(tmp_path, clip):
+    folder = tmp_path / "mine"
+    for name in ("20261128T0301{:02}.000Z.mp4", "yard/20261128T0301{:02}.000Z.mp4", "yard/Film{:02}.mp4"):
+        for number in range(2):
+            path = folder / name.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(clip.read_bytes())
+    collect(CollectConfig(list=folder, output=tmp_path / "out"))
+    rows = read_collected(tmp_path / "out/collected.csv")
+    assert len({row["source"] for row in rows}) == 6  # each is a video of its own all the same
+    of = {row["file"].relative_to(folder).as_posix(): row["recording"] for row in rows}
+    assert [name for name, recording in of.items() if not recording] == ["yard/Film00.mp4", "yard/Film01.mp4"]
+    recordings = [of[f"{place}20261128T0301{n:02}.000Z.mp4"] for place in ("", "yard/") for n in range(2)]
+    assert recordings[0] == recordings[1] != recordings[2] == recordings[3]
 
 
 def test_a_name_that_is_no_utf8_does_not_end_the_indexing_of_a_folder(tmp_path, clip):

@@ -246,6 +246,13 @@ def test_the_split_of_the_list_counts_and_of_two_the_one_further_from_training()
     assert choose_splits([*rows, {"source": "b", "split": ""}], 0.0, 0.0) == {"a": "test", "b": "validation"}
 
 
+def test_sources_of_one_recording_are_in_one_split():
+    rows = [{"source": f"minute {n}", "split": "", "recording": f"walk {n // 20}"} for n in range(400)]
+    splits = choose_splits(rows, 0.3, 0.3)
+    of = [{splits[row["source"]] for row in rows if row["recording"] == f"walk {n}"} for n in range(20)]
+    assert {len(found) for found in of} == {1} and len(set(splits.values())) == 3
+
+
 def test_a_list_of_train_and_test_alone_gets_its_validation_split_from_train():
     """VGGSound's is such a list."""
     rows = [{"source": f"v{number}", "split": "test" if number % 10 == 0 else "train"} for number in range(2000)]
@@ -366,6 +373,26 @@ def test_a_passing_failure_is_told_apart_from_damage_and_tried_by_the_next_run(
     assert [row["reason"] for row in table(config, "dropped.csv")] == [reason]
     counts = prepare(config())
     assert (counts["made"], counts["kept"]) == (1, 1) and table(config, "dropped.csv") == []
+
+
+def test_a_video_at_which_ffmpeg_crashes_is_damaged_and_a_kill_from_outside_is_not(
+    config, collected, tmp_path, stand_in
+):
+    video(tmp_path, "v0", 0)
+    collected("v0")
+    for name in ("KILL", "TERM"):
+        with stand_in(f"kill -{name} $$"), pytest.raises(OSError, match="killed by signal.*start again"):
+            prepare(config())
+    with stand_in("kill -SEGV $$"):
+        assert prepare(config())["dropped: damaged"] == 1
+    assert prepare(config())["made"] == 0  # nor is it tried again
+
+
+def test_as_many_work_as_the_job_has_cores():
+    result = subprocess.run(["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", (
+        "from training.prepare import PrepareConfig as P; from training.corpus import CorpusConfig as C;"
+        "print(P.workers, C.workers)")], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert result.stdout.split() == ["1", "1"], result.stderr
 
 
 def test_a_video_that_cannot_be_opened_for_once_is_tried_by_the_next_run(config, collected, tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
     """The template on one "node" of two "GPUs"; `srun` starts its command here, `torchrun` only prints what it got."""
     programs = folder / "bin"
     programs.mkdir()
-    for name, text in (("srun", 'exec "$@"'), ("scontrol", "printf 'node1\\nnode2\\n'"), ("torchrun", 'echo "$@"')):
+    srun = 'echo "$SRUN_CPUS_PER_TASK cores" >&2; exec "$@"'
+    for name, text in (("srun", srun), ("scontrol", "printf 'node1\\nnode2\\n'"), ("torchrun", 'echo "$@"')):
         path = programs / name
         path.write_text(f"#!/bin/bash\n{text}\n")
         path.chmod(0o755)
@@ -32,6 +33,7 @@ def test_torchrun_gets_nodes_ranks_meeting_point_and_a_configuration_that_train_
 
     result = run(tmp_path, "--steps", "9", SHARDS="/network/shards", RUN="runs/web")
     assert result.returncode == 0, result.stderr
+    assert "16 cores" in result.stderr  # which srun does not take from the job itself
     words = result.stdout.split()
     place = words.index("training/train.py")
     launcher = dict(zip(words[0:place:2], words[1:place:2]))
