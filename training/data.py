@@ -2,7 +2,8 @@
 
 `python -m training.data ../shared/data` writes training/splits.csv, which training, calibration and the benchmark all
 read. An item is a photograph, a recording or a place; windows of one recording, near-duplicate photographs and
-panoramas of one venue stay in one split.
+panoramas of one venue stay in one split. The list that is there was made before photographs that only a third one joins
+were one group: made anew, seven would move.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 HERE = Path(__file__).parent
 CONCEPTS_CSV = HERE / "concepts.csv"
@@ -218,15 +221,15 @@ def difference_hash(path: Path) -> int:
 
 
 def _group_near_duplicates(root: Path, rows: list[dict], distance: int = 5) -> None:
-    """Gives photographs whose dHash differs in at most `distance` bits one group."""
+    """Gives photographs whose dHash differs in at most `distance` bits one group, and those joined by others of it."""
     hashes = np.array([difference_hash(root / row["file"]) for row in rows], dtype=np.uint64)
     bits = np.unpackbits(hashes.view(np.uint8).reshape(-1, 8), axis=1)
-    leader = np.arange(len(rows))
-    for index in range(len(rows)):
-        same = np.flatnonzero((bits[index + 1:] != bits[index]).sum(axis=1) <= distance) + index + 1
-        leader[same] = np.minimum(leader[same], leader[index])
-    for index, row in enumerate(rows):
-        row["group"] = rows[leader[index]]["file"]
+    same = [index + np.flatnonzero((bits[index:] != bits[index]).sum(axis=1) <= distance) for index in range(len(rows))]
+    pairs = np.repeat(np.arange(len(rows)), [len(found) for found in same]), np.concatenate(same)
+    _, components = connected_components(coo_array((np.ones(len(pairs[0])), pairs), shape=(len(rows),) * 2), False)
+    first: dict[int, str] = {}
+    for row, component in zip(rows, components):
+        row["group"] = first.setdefault(component, row["file"])
 
 
 def assign_splits(rows: list[dict]) -> None:

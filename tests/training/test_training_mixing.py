@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 
 from avssl_ros import features  # noqa: E402
 from avssl_ros.geometry import angle_between, pixel_to_direction  # noqa: E402
-from training import mixing  # noqa: E402
+from training import data, mixing  # noqa: E402
 from training.data import Item, read_concepts, read_items, read_more_items  # noqa: E402
 from training.losses import BACKGROUND, IGNORE  # noqa: E402
 from training.mixing import PASTED, Collection, MixConfig, SceneMixer, at_level, excerpt, paste_on_sphere  # noqa: E402
@@ -30,6 +30,14 @@ def test_no_item_or_group_is_in_two_splits():
     for item in read_items():
         splits.setdefault((item.kind, item.group), set()).add(item.split)
     assert len(splits) > 3000 and all(len(found) == 1 for found in splits.values())
+
+
+def test_near_duplicates_that_only_a_third_one_joins_are_one_group(monkeypatch):
+    hashes = {"a": 0, "b": 2**10 - 1, "c": 2**5 - 1, "d": 2**40 - 2**20}  # bits: c differs in five from a and b
+    monkeypatch.setattr(data, "difference_hash", lambda path: hashes[path.name])
+    rows = [{"file": name} for name in hashes]
+    data._group_near_duplicates(Path(), rows)
+    assert [row["group"] for row in rows] == ["a", "a", "a", "d"]
 
 
 def test_what_the_classifier_was_trained_on_tests_nothing():
