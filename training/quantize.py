@@ -32,6 +32,7 @@ from tqdm import trange
 from avssl_ros import Localizer
 from avssl_ros.encoders import INTEGERS
 from training.clip_collection import ClipsConfig
+from training.files import write_whole
 from training.scenes import open_scenes
 
 FILE = "visual_int8.onnx"
@@ -71,6 +72,8 @@ class _Views(CalibrationDataReader):
 def add_integers(models: Path, views: np.ndarray) -> float:
     """Writes the quantized visual encoder into a model folder and its manifest; returns how like the other one it is.
 
+    The folder is a whole model at every instant, without the integers for a while.
+
     Args:
         views: RGB uint8 (N, H, W, 3) such as the runtime cuts, the more unlike each other the better; N >= LEAST_VIEWS.
 
@@ -92,11 +95,17 @@ def add_integers(models: Path, views: np.ndarray) -> float:
             raise ValueError(f"in 8-bit integers the visual encoder of {models} is like itself by {found:.2f} only, "
                              f"wanted is {LEAST_LIKENESS}: leave this model in floating point")
         data = target.read_bytes()
-    (models / FILE).write_bytes(data)
+    manifest["visual"].pop(INTEGERS, None)
+    write_whole(path, _as_json(manifest))
+    write_whole(models / FILE, data)
     manifest["visual"][INTEGERS] = {"file": FILE, "sha256": hashlib.sha256(data).hexdigest(),
                                     "views": len(views) - judged, "likeness": round(found, 4)}
-    path.write_text(json.dumps(manifest, indent=1) + "\n")
+    write_whole(path, _as_json(manifest))
     return found
+
+
+def _as_json(manifest: dict) -> str:
+    return json.dumps(manifest, indent=1) + "\n"
 
 
 def write_integers(source: Path, views: np.ndarray, target: Path) -> None:

@@ -1,6 +1,8 @@
 """The visual encoder in integers: made of the shipped one as a user makes it, or refused with the folder as it was."""
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -47,6 +49,30 @@ def test_a_model_gets_integers_and_answers_as_before(folder):
         x.label == y.label and np.degrees(angle_between(x.azimuth, x.elevation, y.azimuth, y.elevation)) < 15
         for x, y in zip(a, b)) for a, b in zip(*found)]  # fmt: skip
     assert sum(same) >= 9, found
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_folder_is_a_whole_model_whenever_quantization_is_killed(folder, monkeypatch, written):
+    """It had other integers before."""
+    views = np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), dtype=np.uint8)
+    monkeypatch.setattr(quantize, "write_integers", lambda source, views, target: target.write_bytes(views.tobytes()))
+    monkeypatch.setattr(quantize, "likeness", lambda first, second, views: 0.99)
+    add_integers(folder, views)
+    left, replaced = [written], os.replace
+
+    def killed(*paths):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        replaced(*paths)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        add_integers(folder, views[::-1])
+    integers = read_manifest(folder)["visual"].get("integers")
+    found = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+    assert integers is None or integers["sha256"] == found
+    assert (integers is not None) == (written == 0)
 
 
 def test_an_encoder_that_integers_spoil_and_too_few_views_are_refused(folder, monkeypatch):
