@@ -14,6 +14,7 @@ import time
 
 import rclpy
 from builtin_interfaces.msg import Duration
+from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from std_msgs.msg import String
@@ -26,7 +27,8 @@ class HeadFollowsSpeaker(Node):
     def __init__(self):
         super().__init__("head_follows_speaker")
         self._joint = self.declare_parameter("joint", "head_pan_joint").value
-        self._limit = self.declare_parameter("limit_deg", 120.0).value
+        any_number = ParameterDescriptor(dynamic_typing=True)  # else `limit_deg:=90` were refused, as an integer
+        self._limit = float(self.declare_parameter("limit_deg", 120.0, any_number).value)
         self._speakers: dict[int, float] = {}  # id -> azimuth in degrees, who began first comes first
         self._head = self.create_publisher(JointTrajectory, "head/joint_trajectory", 1)
         self.create_subscription(String, "localizer/events", self._on_event, 100)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import rclpy
 from rclpy.executors import ExternalShutdownException
@@ -19,8 +20,8 @@ COLUMNS = ("time", "id", "label", "speech", "onset", "azimuth_deg", "elevation_d
 class Recorder(Node):
     def __init__(self):
         super().__init__("source_recorder")
-        path = self.declare_parameter("file", "sources.csv").value
-        self._file = open(path, "w", newline="", encoding="utf-8", buffering=1)  # by line: a stop loses nothing
+        path = Path(self.declare_parameter("file", "sources.csv").value).expanduser()
+        self._file = path.open("w", newline="", encoding="utf-8", buffering=1)  # by line: a stop loses nothing
         self._table = csv.DictWriter(self._file, COLUMNS, extrasaction="ignore")
         self._table.writeheader()
         self.create_subscription(String, "localizer/scene", self._on_scene, 100)

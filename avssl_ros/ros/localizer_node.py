@@ -27,6 +27,7 @@ if __name__ == "__main__":
 
 import sys
 import threading
+from os.path import expanduser
 from pathlib import Path
 
 import numpy as np
@@ -70,13 +71,13 @@ def views_of(values: dict) -> dict:
 def make_localizer(values: dict) -> Localizer:
     """The localizer that the parameters ask for. Raises FileNotFoundError or ValueError, as Localizer does."""
     localizer = Localizer(
-        models=values["models"] or None,
+        models=expanduser(values["models"]) or None,
         providers=None if values["providers"] == ["auto"] else values["providers"],
         threads=values["threads"] or None,
         **views_of(values),
     )
     if values["noise_profile"]:
-        localizer.noise = NoiseProfile.load(values["noise_profile"])
+        localizer.noise = NoiseProfile.load(expanduser(values["noise_profile"]))
     return localizer
 
 
@@ -214,7 +215,7 @@ class LocalizerNode(LifecycleNode, Process):
             TrackingConfig(**self._tracking(wanted))
             views_of(wanted)
             if any(parameter.name == "models" for parameter in changed):
-                read_manifest(Path(wanted["models"] or shipped_models()))
+                read_manifest(Path(expanduser(wanted["models"]) or shipped_models()))
             if self._answers is not None and self._has_other_sound(wanted):
                 self._checked_sound = self._make_sound(wanted)
         except (AudioDeviceError, OSError, TypeError, ValueError) as error:
@@ -278,7 +279,7 @@ class LocalizerNode(LifecycleNode, Process):
             return AudioTopic(self, self._health.sound_was_bad)
         if wanted == "microphone":
             return Microphone(values["microphone"] or None, clock=self._now, wait=False)
-        return FileAudio(wanted, loop=True, clock=self._now)
+        return FileAudio(expanduser(wanted), loop=True, clock=self._now)
 
     def _change_sound(self, source: AudioSource | None) -> None:
         if self._sound is not None:

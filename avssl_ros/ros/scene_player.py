@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from itertools import count
+from os.path import expanduser
 
 import cv2
 import numpy as np
@@ -48,7 +49,7 @@ class ScenePlayer(Process):
         super().__init__("scene_player")
         parameters.declare(self, parameters.SCENE_PLAYER)
         self._values = parameters.values(self, parameters.SCENE_PLAYER)
-        path = self._values["file"] or demo_scene() / "scene.mp4"
+        path = expanduser(self._values["file"]) or demo_scene() / "scene.mp4"
         self._video = VideoFile(path)
         self._samples, self._sample_rate = read_audio(path) if self._video.has_audio else (np.zeros(0, np.float32), 1)
         self._length = self._video.duration or len(self._samples) / self._sample_rate

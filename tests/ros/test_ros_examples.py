@@ -101,9 +101,9 @@ def test_the_head_turns_to_the_person_and_back_and_to_nobody_else(run):
     assert len(angles) <= sum(event["id"] in speakers for event in run.events)
 
 
-def test_the_head_looks_ahead_when_the_localizer_is_gone(processes, peer):
+def test_the_head_turns_no_further_than_its_limit_and_looks_ahead_when_the_localizer_is_gone(processes, peer):
     """Killed, it sends no offset; started again, it counts its sources from 1."""
-    head = processes.start([str(EXAMPLES / "head_follows_speaker.py")])
+    head = processes.start([str(EXAMPLES / "head_follows_speaker.py")], limit_deg=30)  # as one types it, no double
     commands = peer.collect(JointTrajectory, "head/joint_trajectory")
     events, scenes = (peer.node.create_publisher(String, f"localizer/{name}", 10) for name in ("events", "scene"))
     for topic in (events, scenes):
@@ -113,7 +113,7 @@ def test_the_head_looks_ahead_when_the_localizer_is_gone(processes, peer):
     scenes.publish(String(data=json.dumps(Localization((speaker,), speaker.map, (), True, 1.0).to_dict())))
     events.publish(String(data=json.dumps({**Event("onset", 1.0, speaker).to_dict(), "speech": True})))
     wait_until(lambda: len(commands) == 2, 10.0, lambda: log_of(head))
-    assert [round(float(np.degrees(command.points[0].positions[0]))) for command in commands] == [40, 0]
+    assert [round(float(np.degrees(command.points[0].positions[0]))) for command in commands] == [30, 0]
 
 
 def test_a_language_model_is_told_what_sounds_where_and_since_when(run):
@@ -131,6 +131,12 @@ def test_the_csv_has_every_source_of_every_image(run):
     assert [(int(row["id"]), float(row["azimuth_deg"])) for row in rows] == [
         (source["id"], source["azimuth_deg"]) for source in published
     ]
+
+
+def test_the_csv_may_lie_in_the_home_folder(processes, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recorder = processes.start([str(EXAMPLES / "record_sources_csv.py")], file="~/sources.csv")
+    wait_until((tmp_path / "sources.csv").exists, START_SECONDS, lambda: log_of(recorder))
 
 
 def test_examples_end_with_status_0_at_sigterm(run):

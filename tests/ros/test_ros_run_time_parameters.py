@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import media
 import pytest
@@ -54,6 +55,8 @@ def wait_for_source(sources: list) -> None:
         ({"view_azimuths_deg": [0.0, 180.0], "views_per_frame": 3}, ["views_per_frame", "0..2", "3"]),
         ({"rate": 5.0, "onset_confidence": 0.1}, ["offset_confidence", "onset_confidence"]),
         ({"rate": 5.0, "audio_source": "/no/such/sound.wav"}, ["/no/such/sound.wav does not exist"]),
+        ({"rate": 5.0, "audio_source": "~/no/such.wav"}, [f"{Path.home()}/no/such.wav does not exist"]),
+        ({"rate": 5.0, "models": "~/no/such"}, [f"{Path.home()}/no/such"]),
         ({"rate": 5.0, "audio_source": __file__}, ["cannot be opened as video or sound"]),
         ({"rate": 5.0, "image_transport": "raw"}, ["read-only"]),
     ],
