@@ -1,6 +1,7 @@
 """Clips in mixed scenes: classes, picture and sound of one moment, exact owners, and damage that stops nothing."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from test_training_clips import chirp, clock_mp4, frame_numbers, sample_shift  #
 from test_training_pack import flip, prepare  # noqa: E402
 
 from avssl_ros import Localizer, features  # noqa: E402
-from training import export, losses  # noqa: E402
+from training import discover, export, losses  # noqa: E402
 from training.clip_collection import ClipCollection, ClipsConfig, concept_of_label  # noqa: E402
 from training.clips import encode_mp4  # noqa: E402
 from training.data import read_concepts  # noqa: E402
@@ -129,15 +130,41 @@ def test_tiles_fill_the_view_in_ever_new_layouts():
     assert seam(rng, 40, 60).max() == 1.0
 
 
-def test_a_damaged_clip_is_counted_and_its_scenes_are_drawn_anew(shards, tmp_path):
-    copy = tmp_path / "shards"
-    copy.mkdir()
-    for path in shards.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+def damaged_copy(shards: Path, folder: Path) -> Path:
+    """The same with a third clip that is damaged."""
+    copy = shutil.copytree(shards, folder / "shards")
     (shard,) = copy.glob("*.h5")
-    whole = collection(shards)
-    flip(shard, shard.read_bytes().index(whole.shards.blob(2)) + 700)
-    damaged = collection(copy)
+    flip(shard, shard.read_bytes().index(collection(shards).shards.blob(2)) + 700)
+    return copy
+
+
+def test_kinds_of_sound_are_found_clip_by_clip_despite_a_damaged_one_and_without_a_cache(
+        shards, tmp_path, monkeypatch):
+    opened, held = [], []
+
+    class Watched(ClipCollection):
+        def __init__(self, config, *rest):
+            super().__init__(config, *rest)
+            opened.append(self)
+
+        def scene(self, key):
+            held.append(super().scene(key))
+            return held[-1]
+
+    def bands(log_mel: torch.Tensor) -> torch.Tensor:
+        """An encoder: each patch says which quarter of the spectrum is loud."""
+        loud = torch.nn.functional.normalize(log_mel.unflatten(1, (4, 32)).mean(dim=(2, 3)), dim=1)
+        return loud[:, None, None].expand(-1, 8, -(-log_mel.shape[2] // 16), 4)
+
+    monkeypatch.setattr(discover, "ClipCollection", Watched)
+    with pytest.warns(RuntimeWarning, match="c2"):
+        names, found = discover.discover(bands, ClipsConfig(damaged_copy(shards, tmp_path), False, "jpeg", 0.1), 3)
+    assert set(names) == {"dog barking", "/m/07jdr", "lighthouse"} and found.shape == (3, 4)
+    assert opened[0].cache is None and max(len(scene._windows) for scene in held) == 1
+
+
+def test_a_damaged_clip_is_counted_and_its_scenes_are_drawn_anew(shards, tmp_path):
+    damaged = collection(damaged_copy(shards, tmp_path))
     mixer = SceneMixer(damaged, MixConfig(views=1, concepts=(3, 3)), 0)
     with pytest.warns(RuntimeWarning, match="c2"):
         scenes = [mixer[index] for index in range(6)]
