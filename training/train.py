@@ -3,8 +3,10 @@
     python training/train.py --run runs/first                              # this machine's GPU, else its CPU
     python training/train.py --run runs/first                              # the same again: resumes
     python training/train.py --config runs/first/config.json --run runs/second --steps 9000
-    torchrun --nproc-per-node 4 training/train.py --run runs/first         # four GPUs of one node
-    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 training/train.py ...
+    torchrun --nproc-per-node 4 -- training/train.py --run runs/first      # four GPUs of one node
+    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -- training/train.py ...
+
+Without `--` torchrun takes `--run` for the beginning of an option of its own, and refuses it.
 
 A run folder holds config.json (the resolved configuration; `--config` reads it), provenance.json (git state, versions,
 machine), log.jsonl (a line every `log_every` steps), TensorBoard events (losses, maps on pictures, the embedding in

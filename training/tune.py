@@ -5,7 +5,7 @@
     python training/tune.py --minutes 20 --base runs/first/config.json --study runs/other    # another configuration
     python training/tune.py --minutes 20 --workers 2              # two processes share the search and the cores
     python training/tune.py --minutes 20 --subject adapt --recording walk --study runs/tune-adapt
-    torchrun --nproc-per-node 4 training/tune.py --minutes 60     # a process a rank; each trial is of one process
+    torchrun --nproc-per-node 4 -- training/tune.py --minutes 60  # a process a rank; each trial is of one process
     python training/tune.py --minutes 600 --workers 8 --slurm partition gpu gpus_per_node 1 cpus_per_task 8
     python training/train.py --config runs/tune/best.json         # the whole run with what was found
 

@@ -29,6 +29,8 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 
 def test_torchrun_gets_nodes_ranks_meeting_point_and_a_configuration_that_train_takes(tmp_path):
     pytest.importorskip("torch")
+    from torch.distributed.run import get_args_parser
+
     from training.train import read_configuration
 
     result = run(tmp_path, "--steps", "9", SHARDS="/network/shards", RUN="runs/web")
@@ -36,6 +38,9 @@ def test_torchrun_gets_nodes_ranks_meeting_point_and_a_configuration_that_train_
     assert "16 cores" in result.stderr  # which srun does not take from the job itself
     words = result.stdout.split()
     place = words.index("training/train.py")
+    # As torchrun itself reads it: it takes --run for --run-path where nothing says that its own options have ended.
+    taken = get_args_parser().parse_args(words)
+    assert (taken.training_script, taken.training_script_args) == ("training/train.py", words[place + 1:])
     launcher = dict(zip(words[0:place:2], words[1:place:2]))
     assert launcher == {"--nnodes": "2", "--nproc-per-node": "2", "--rdzv-id": "7", "--rdzv-backend": "c10d",
                         "--rdzv-endpoint": "node1:29500"}
