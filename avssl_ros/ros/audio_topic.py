@@ -29,6 +29,12 @@ SEARCH_SECONDS = 0.5
 STALE_SECONDS = 1.0
 WARN_SECONDS = 10.0
 QUEUE = 100  # sound messages are small, and a lost one tears a hole
+READERS = {  # methods of AudioTopic by name: kept in the object itself they would be a cycle, and hold its sound
+    "sensor_msgs/msg/PointCloud2": "_read_cloud",
+    "audio_common_msgs/msg/AudioStamped": "_read_stamped",
+    "audio_common_msgs/msg/AudioDataStamped": "_read_data_stamped",
+    "audio_common_msgs/msg/AudioData": "_read_data",
+}
 
 
 class AudioTopic(AudioSource):
@@ -45,12 +51,6 @@ class AudioTopic(AudioSource):
         self._detail = "not started"
         self._last_arrival: float | None = None
         self._info = None
-        self._readers = {
-            "sensor_msgs/msg/PointCloud2": self._read_cloud,
-            "audio_common_msgs/msg/AudioStamped": self._read_stamped,
-            "audio_common_msgs/msg/AudioDataStamped": self._read_data_stamped,
-            "audio_common_msgs/msg/AudioData": self._read_data,
-        }
         self._subscriptions: list = []
         self._search = None
 
@@ -86,10 +86,10 @@ class AudioTopic(AudioSource):
         self._publishers = len(publishers)
         if not publishers:
             return
-        readable = [publisher for publisher in publishers if publisher.topic_type in self._readers]
+        readable = [publisher for publisher in publishers if publisher.topic_type in READERS]
         if not readable:
             self._unsubscribe()
-            self._refuse(f"{self._topic} has type {publishers[0].topic_type}, wanted one of {', '.join(self._readers)}")
+            self._refuse(f"{self._topic} has type {publishers[0].topic_type}, wanted one of {', '.join(READERS)}")
             return
         types = [publisher.topic_type for publisher in readable]
         kind = self._type if self._type in types else types[0]
@@ -113,7 +113,7 @@ class AudioTopic(AudioSource):
             info_qos = QoSProfile(depth=1, durability=DurabilityPolicy.VOLATILE)
             info_type = _message_type("audio_common_msgs/msg/AudioInfo")
             self._subscriptions.append(self._node.create_subscription(info_type, "audio_info", self._on_info, info_qos))
-        callback = self._safely(self._readers[kind])
+        callback = self._safely(getattr(self, READERS[kind]))
         self._subscriptions.append(self._node.create_subscription(message_type, "audio", callback, qos))
         self._type, self._reliability = kind, reliability
         self._detail = f"{self._topic} ({kind})"
