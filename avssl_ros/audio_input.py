@@ -555,10 +555,11 @@ class SoundFile:
         with open_media(self.path) as container:
             try:
                 for block_time, samples in self._decode(container):
-                    back = clock_back(self.path, "sound", end)
-                    if block_time < end - MAX_BACK_SECONDS and self.error in (None, back):
-                        self.error = back
-                        return
+                    if block_time < end - MAX_BACK_SECONDS:
+                        back = clock_back(self.path, "sound", end)
+                        if self.error in (None, back):  # else it is the disorder behind a damaged part
+                            self.error = back
+                            return
                     if block_time > end + MAX_JUMP_SECONDS:
                         self.error = f"{self.path} is damaged: its sound goes from {end:.1f} to {block_time:.1f} s"
                         return

@@ -19,6 +19,7 @@ from avssl_ros import check, record
 from avssl_ros.audio_input import AudioBuffer, AudioDeviceError, SoundFile, list_devices, read_audio
 from avssl_ros.mp4 import MAX_SOUND_JITTER
 from avssl_ros.recording import RESULTS, Recording
+from avssl_ros.rhythm import Rhythm
 from avssl_ros.scene import Localization
 from avssl_ros.timeline import source_names
 from avssl_ros.video_input import VideoFile, image_projection, is_image, read_image
@@ -322,12 +323,12 @@ def _make_localizer(arguments: argparse.Namespace):
 
 def _process(video: VideoFile | StillVideo, sound: SoundWindow, stream, recording: Recording, rate: float) -> None:
     """Localize `rate` frames of a second; every frame is drawn with the newest result."""
-    scene, due = _nothing(0.0), None
+    scene, rhythm = _nothing(0.0), Rhythm(rate)
     with tqdm(total=video.duration and round(video.duration, 1), unit="s", disable=None) as progress:
         for time, image in video:
             for block_time, samples in sound.advance(time):
                 recording.add_sound(samples, block_time)
-            if due is None or time >= due:
+            if rhythm.is_due(time):
                 window = sound.read(time)
                 if len(window) >= MIN_SOUND_SECONDS * sound.sample_rate:
                     scene = stream.process(image, window, sound.sample_rate, time)
@@ -335,9 +336,6 @@ def _process(video: VideoFile | StillVideo, sound: SoundWindow, stream, recordin
                     stream.silence(time)
                     scene = _nothing(time)
                 recording.add_scene(scene)
-                # Due times keep their own rhythm, or 10 Hz of a 15 Hz video would become 7.5; a jump starts it anew.
-                on_time = due is not None and time - due < 1 / rate
-                due = (due if on_time else time) + 1 / rate - 1e-6
                 progress.set_postfix_str(", ".join(source.label for source in scene.sources), refresh=False)
             recording.add_frame(image, time, scene)
             progress.update(max(0.0, round(time - progress.n, 3)))

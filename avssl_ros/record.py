@@ -19,6 +19,7 @@ import numpy as np
 
 from avssl_ros.audio_input import AudioSource, FileAudio, Microphone
 from avssl_ros.recorder import GB, SEGMENT_SECONDS, Recorder, SoundTap
+from avssl_ros.rhythm import Rhythm
 from avssl_ros.video_input import VideoFile
 
 RETRY_SECONDS = 1.0  # between two attempts to open a camera that is gone
@@ -94,16 +95,14 @@ def summary(recorder: Recorder) -> None:
 def keep(pictures: Iterator[np.ndarray | None], source: AudioSource, recorder: Recorder, rate: float,
          seconds: float | None = None) -> None:
     """Record pictures (None: there is none now), at most `rate` of a second, and the sound, until the pictures end."""
-    tap, start = SoundTap(source), time.monotonic()
-    due = start
+    tap, start, rhythm = SoundTap(source), time.monotonic(), Rhythm(rate)
     for picture in pictures:
         now = time.monotonic()
         if seconds is not None and now - start > seconds:
             return
         if (heard := tap.read()) is not None:
             recorder.add_sound(*heard)
-        if picture is not None and now >= due:
-            due = max(due + 1 / rate, now - 1 / rate)
+        if picture is not None and rhythm.is_due(now):
             recorder.add_frame(picture, time.time())
 
 

@@ -127,10 +127,11 @@ class VideoFile:
                         self.error = self.error or missing_parts(self.path, "video", end, frame)
                         continue
                     time = count / self.fps if frame.time is None else float(frame.time) - start
-                    back = clock_back(self.path, "video", end)
-                    if time < end - MAX_BACK_SECONDS and self.error in (None, back):
-                        self.error = back
-                        return
+                    if time < end - MAX_BACK_SECONDS:
+                        back = clock_back(self.path, "video", end)
+                        if self.error in (None, back):  # else it is the disorder behind a damaged part
+                            self.error = back
+                            return
                     if self.error and time + 1 / self.fps < end:
                         continue  # behind a damaged frame the decoder may lose the order for a moment
                     if time > end + MAX_JUMP_SECONDS:

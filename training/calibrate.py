@@ -31,7 +31,7 @@ from avssl_ros.localizer import RECENT_SECONDS, CloserLook
 from training.clip_collection import ClipsConfig, concept_called
 from training.data import read_concepts
 from training.evaluate import StillSight
-from training.files import write_whole
+from training.files import as_json, write_whole
 from training.scenes import TIMELINE_SECONDS, PlacedObject, Scene, Timeline, open_scenes
 
 RIGHT_WITHIN = np.radians(20)
@@ -198,7 +198,7 @@ def calibrate(config: CalibrateConfig) -> dict:
     manifest = json.loads(path.read_text())
     manifest["decision"] |= {"source": fit(groups), "stream": fit(of_streams or groups), "unseen": fit_names(names),
                              "publish": config.source_publish, "publish_unseen": config.unseen_publish}
-    write_whole(path, json.dumps(manifest, indent=1) + "\n")
+    write_whole(path, as_json(manifest))
     findable, named = (sum(right.any() for _, right in parts) / max(len(parts), 1) for parts in (groups, names))
     print(f"{len(groups)} rounds, {findable:.0%} with a right candidate; {named:.0%} of {len(names)} named right")
     return manifest["decision"]

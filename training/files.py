@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+
+def as_json(value: Any) -> str:
+    """The text of a file that people read as well; what JSON has no form for, as paths, as text."""
+    return json.dumps(value, indent=1, default=str) + "\n"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -32,7 +32,7 @@ from tqdm import trange
 from avssl_ros import Localizer
 from avssl_ros.encoders import INTEGERS
 from training.clip_collection import ClipsConfig
-from training.files import write_whole
+from training.files import as_json, write_whole
 from training.scenes import open_scenes
 
 FILE = "visual_int8.onnx"
@@ -96,16 +96,12 @@ def add_integers(models: Path, views: np.ndarray) -> float:
                              f"wanted is {LEAST_LIKENESS}: leave this model in floating point")
         data = target.read_bytes()
     manifest["visual"].pop(INTEGERS, None)
-    write_whole(path, _as_json(manifest))
+    write_whole(path, as_json(manifest))
     write_whole(models / FILE, data)
     manifest["visual"][INTEGERS] = {"file": FILE, "sha256": hashlib.sha256(data).hexdigest(),
                                     "views": len(views) - judged, "likeness": round(found, 4)}
-    write_whole(path, _as_json(manifest))
+    write_whole(path, as_json(manifest))
     return found
-
-
-def _as_json(manifest: dict) -> str:
-    return json.dumps(manifest, indent=1) + "\n"
 
 
 def write_integers(source: Path, views: np.ndarray, target: Path) -> None:

@@ -50,7 +50,7 @@ from avssl_ros.encoders import read_manifest
 from training import losses
 from training.clip_collection import ClipCollection, ClipsConfig, open_collection
 from training.data import Concept, read_concepts, read_more_items
-from training.files import write_whole
+from training.files import as_json, write_whole
 from training.mixing import Collection, MixConfig, SceneMixer
 from training.networks import AudioEncoder, VisualEncoder, depthwise_in_float32, freeze_norms, load_exported, prototypes
 from training.pictures import scene_picture
@@ -430,16 +430,12 @@ def _refuse_another(config: TrainConfig) -> None:
     stored = config.run / "config.json"
     if not stored.exists() or not (config.run / "checkpoint.pt").exists():
         return
-    before, now = _decides(json.loads(stored.read_text())), _decides(json.loads(_as_json(config)))
+    before, now = _decides(json.loads(stored.read_text())), _decides(json.loads(as_json(asdict(config))))
     differ = [name for name in before.keys() & now.keys() if before[name] != now[name]]
     if differ:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(differ))
         raise ValueError(f"the run in {config.run} was begun with another {options}: give what its config.json has to "
                          "go on with it, or give another --run")
-
-
-def _as_json(config: TrainConfig) -> str:
-    return json.dumps(asdict(config), indent=1, default=str) + "\n"
 
 
 def _resume(fabric: Fabric, config: TrainConfig, model, average, optimizer) -> int:
@@ -494,8 +490,8 @@ def train(config: TrainConfig, report: Callable[[int, dict[str, float]], None] |
     loader = fabric.setup_dataloaders(_loader(config, collections[config.split], config.seed, first, remaining))
     if fabric.is_global_zero:
         config.run.mkdir(parents=True, exist_ok=True)
-        write_whole(config.run / "config.json", _as_json(config))
-        write_whole(config.run / "provenance.json", json.dumps(_provenance(fabric, config), indent=1) + "\n")
+        write_whole(config.run / "config.json", as_json(asdict(config)))
+        write_whole(config.run / "provenance.json", as_json(_provenance(fabric, config)))
     fabric.barrier()
     frame = prototypes(len(concepts_of(config)), config.dimensions).to(fabric.device)
     metrics, started = {}, time.time()

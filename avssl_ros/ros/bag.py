@@ -17,9 +17,9 @@ import numpy as np
 from rclpy.serialization import deserialize_message
 
 from avssl_ros.recorder import Recorder
+from avssl_ros.rhythm import Rhythm
 from avssl_ros.ros import converters
 
-EARLY_SECONDS = 1e-3  # that a picture may come before it is due: stamps are rounded
 IMAGES = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"
 SOUND: dict[str, Callable] = {
     "sensor_msgs/msg/PointCloud2": converters.cloud_to_sound,
@@ -71,7 +71,7 @@ class Bag:
         Args:
             rate: pictures of a second that are kept at most. seconds: of the bag that are read, from its beginning.
         """
-        begun, due = None, -np.inf
+        begun, rhythm = None, Rhythm(rate)
         for topic, recorded, message, kind in self.messages():
             begun = recorded if begun is None else begun
             if recorded - begun > seconds:
@@ -80,12 +80,8 @@ class Bag:
             try:
                 if topic == self.image_topic:
                     image = converters.message_to_rgb(message)
-                    if not abs(captured - due) <= 1 / rate:  # the first, or after a gap, or a clock that was set back
-                        due = captured
-                    elif captured < due - EARLY_SECONDS:
-                        continue
-                    due += 1 / rate
-                    recorder.add_frame(image, captured)
+                    if rhythm.is_due(captured):
+                        recorder.add_frame(image, captured)
                 else:
                     recorder.add_sound(*SOUND[kind](message), captured)
             except ValueError:

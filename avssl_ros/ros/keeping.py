@@ -12,6 +12,7 @@ from rclpy.node import Node
 
 from avssl_ros.audio_input import AudioSource
 from avssl_ros.recorder import GB, Recorder, SoundTap
+from avssl_ros.rhythm import Rhythm
 
 WAIT_SECONDS = 0.1
 WAITING = 4  # pictures that the encoder may lag behind; further ones are left out
@@ -35,7 +36,7 @@ class Keeping:
         given = values()
         self._recorder = Recorder(given["record"], limit_bytes=given["record_limit"] * GB, fps=given["record_rate"])
         self._pictures: queue.Queue[tuple[np.ndarray, float]] = queue.Queue(WAITING)
-        self._due = 0.0  # monotonic
+        self._rhythm = Rhythm(given["record_rate"])
         self._tap: tuple[AudioSource, SoundTap] | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="record", daemon=True)
@@ -43,11 +44,9 @@ class Keeping:
 
     def put(self, image: np.ndarray, captured: float) -> None:
         """An image RGB uint8 (H, W, 3) and its capture time; it is kept if it is due and the encoder keeps up."""
-        now = time.monotonic()
-        if now < self._due:
+        self._rhythm.rate = self._values()["record_rate"]
+        if not self._rhythm.is_due(time.monotonic()):
             return
-        period = 1 / self._values()["record_rate"]
-        self._due = max(self._due + period, now - period)
         try:
             self._pictures.put_nowait((image, captured))
         except queue.Full:

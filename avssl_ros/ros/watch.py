@@ -29,8 +29,8 @@ GIVE_BACK_SECONDS = 60.0
 def give_memory_back() -> None:
     """What is free goes back to the system, where the C library (glibc) can do that, in some milliseconds.
 
-    By itself it keeps what images and messages leave between what is still held. Where images wait, come in floods or
-    change their size, that grows by some MB an hour.
+    By itself it keeps what images and messages leave between what is still held: where images wait, come in floods or
+    change their size, some 20 MB more.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
