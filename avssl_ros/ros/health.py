@@ -13,6 +13,8 @@ from avssl_ros.audio_input import AudioStatus
 from avssl_ros.states import OK, STALE, Sensor, State
 
 RECENT_SECONDS = 10.0
+PACE_SECONDS = 5.0  # of images at least, before it is said that they come too fast
+KEEPS_UP = 0.8  # of the images that are wanted: a machine that has taken fewer does not keep up
 MAX_CLOCK_GAP = 5.0  # seconds between the newest sound and the newest image that cannot be delay any more
 _LEVELS = {"ok": DiagnosticStatus.OK, "stale": DiagnosticStatus.STALE, "absent": DiagnosticStatus.ERROR}
 
@@ -32,6 +34,7 @@ class Health:
         self._bad_since: float | None = None  # the first of the images that cannot be read and have no good one after
         self._last_bad_image = -float("inf")
         self._recent: deque[tuple[float, float]] = deque()  # (monotonic, latency)
+        self._paces: deque[tuple[float, int, int]] = deque()  # (monotonic, images that came, those taken) until then
 
     def image_arrived(self) -> None:
         self.received += 1
@@ -63,6 +66,18 @@ class Health:
             self._recent.append((now, latency))
             while self._recent[0][0] < now - RECENT_SECONDS:
                 self._recent.popleft()
+
+    def pace(self) -> tuple[float, float]:
+        """Images per second that came, and that were taken, since the oldest call of the last 10 s; 0 at first."""
+        now = time.monotonic()
+        taken = self.answered + self.bad_images + self.late_images + self.left_out + self.failures
+        self._paces.append((now, self.received, taken))
+        while self._paces[0][0] < now - RECENT_SECONDS:
+            self._paces.popleft()
+        then, came, taken_then = self._paces[0]
+        if now - then < PACE_SECONDS:
+            return 0.0, 0.0
+        return (self.received - came) / (now - then), (taken - taken_then) / (now - then)
 
     def seconds_without_image(self) -> float | None:
         return None if self.last_arrival is None else time.monotonic() - self.last_arrival
@@ -137,11 +152,18 @@ def sound_status(
     return _status(level, f"{node}: microphone", message, "", figures)
 
 
-def processing_status(node: str, health: Health, dropped: int, state: State) -> DiagnosticStatus:
+def processing_status(node: str, health: Health, dropped: int, state: State, most: float) -> DiagnosticStatus:
+    """To be made once a second. `most`: images per second that are wanted, 0 for all that come."""
     rate, p50, p95 = health.recent()
+    came, taken = health.pace()
+    wanted = min(came, most) if most > 0 else came
     if health.failures:
         level = DiagnosticStatus.ERROR
         message = f"{health.failures} images failed for a reason of the program's own; see the log"
+    elif taken < KEEPS_UP * wanted:
+        level = DiagnosticStatus.WARN
+        message = (f"{state.mode}: {taken:.1f} of {wanted:.1f} images per second, the others are dropped: smaller "
+                   "views (view_size), fewer at a time (views_per_frame) or look_closer:=false cost less time")
     elif p50 is not None:
         level, message = DiagnosticStatus.OK, f"{state.mode}: {rate:.1f} images per second"
     else:

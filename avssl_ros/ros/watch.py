@@ -104,7 +104,8 @@ class Watch:
             status=[
                 diagnosis.camera_status(name, self._camera.topic, health, camera, again["camera"]),
                 diagnosis.sound_status(name, status, microphone, gap, health, again["microphone"]),
-                diagnosis.processing_status(name, health, self._answers.dropped, self._states.now),
+                diagnosis.processing_status(name, health, self._answers.dropped, self._states.now,
+                                            self._answers.values["rate"]),  # fmt: skip
             ]
         )
         message.header.stamp = self._node.get_clock().now().to_msg()
