@@ -44,15 +44,16 @@ demo: $(VENV)/.demo-ready  ## a real 360 degree scene through the real node; res
 	$(WITHOUT_ROS) $(BIN)/avssl demo
 
 # Three processes: training's tests fork data loader workers, which hang now and then where DDS and ONNX Runtime have
-# threads. Most tests wait more than they compute, so training's run beside them and give way; the quicker faults come
-# after those, so that both sides take as long. Their output comes at the end. What computes beside others has one thread:
-# threads of OpenMP and OpenBLAS wait for each other by spinning, which took some tests 28 times as long.
+# threads. Most tests wait more than they compute, so training's run beside them and give way; the quicker faults and
+# some others come after those, so that both sides take as long. Their output comes at the end. Training's have one
+# thread: those of OpenMP and OpenBLAS wait for each other by spinning, which took some tests 28 times as long.
+AFTER_TRAINING := tests/fuzz tests/test_packaging.py tests/test_bench_latency.py
 define run_tests
 @log=$(VENV)/other-tests.log; \
 { status=0; OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 nice -n 15 $(BIN)/python -m pytest $(1) tests/training || status=1; \
-  $(BIN)/python -m pytest $(1) tests/faults/test_faults_of_*.py || status=1; exit $$status; } > $$log 2>&1 & \
+  $(BIN)/python -m pytest $(1) tests/faults/test_faults_of_*.py $(AFTER_TRAINING) || status=1; exit $$status; } > $$log 2>&1 & \
 others=$$!; status=0; \
-$(BIN)/python -m pytest $(1) --ignore tests/training --ignore-glob '*/test_faults_of_*' || status=1; \
+$(BIN)/python -m pytest $(1) --ignore tests/training --ignore-glob '*/test_faults_of_*' $(AFTER_TRAINING:%=--ignore %) || status=1; \
 wait $$others || status=1; cat $$log; exit $$status
 endef
 

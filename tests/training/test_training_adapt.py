@@ -187,12 +187,12 @@ def test_half_of_what_was_learned_lies_half_way_between_the_weights():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Ten minutes in a place of validation items, and the place."""
+    """Six minutes in a place of validation items, and the place."""
     from benchmarks.places import Place
     from training.scenes import open_scenes
 
     home = Place(open_scenes(SHARED / "data", "validation", 3).collection, None, 3, 0)
-    home.record(folder := tmp_path_factory.mktemp("place"), 10.0)
+    home.record(folder := tmp_path_factory.mktemp("place"), 6.0)
     return home, folder
 
 
