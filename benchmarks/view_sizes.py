@@ -56,19 +56,19 @@ class ViewSizesConfig:
             raise ValueError(f"sizes must not be empty, and scenes, threads and repeats > 0, got {self}")
 
 
-def accuracy(localizers: dict[int, Localizer], generator: SceneGenerator, scenes: int) -> dict[int, dict]:
-    """What `Localizer.localize` finds, by size; and chance, as size 0."""
-    methods = [Ours(localizer, str(size)) for size, localizer in localizers.items()]
-    found: dict[int, dict] = {size: {"sounding": {}, "false_alarms": {}} for size in (0, *localizers)}
+def accuracy(localizers: dict[int, Localizer], generator: SceneGenerator, scenes: int) -> dict[str, dict]:
+    """What chance and `Localizer.localize` find, by the size as text."""
+    methods = [Chance(), *(Ours(localizer, str(size)) for size, localizer in localizers.items())]
+    found: dict[str, dict] = {method.name: {"sounding": {}, "false_alarms": {}} for method in methods}
     for number in SOUNDING:
         make = partial(generator.scene, sounding=number)
-        rows = run_positive(make, [Chance(), *methods], number, scenes, labels_by_name())
+        rows = run_positive(make, methods, number, scenes, labels_by_name())
         for name, row in rows.items():
-            found[0 if name == Chance.name else int(name)]["sounding"][number] = row
+            found[name]["sounding"][str(number)] = row
     for kind in NEGATIVES:
         for size, localizer in localizers.items():
             row = run_negative(generator, localizer, kind, max(scenes // 2, 1))
-            found[size]["false_alarms"][kind] = row["false_alarms"]
+            found[str(size)]["false_alarms"][kind] = row["false_alarms"]
     return found
 
 
@@ -82,8 +82,12 @@ def steps(localizers: dict[int, Localizer], config: ViewSizesConfig) -> dict[str
     if networks:
         views = latency.square_views(moments.images[0], first.layout)
         contenders |= latency.baseline_contenders(networks, views, config.threads)
+    before = cv2.getNumThreads()
     cv2.setNumThreads(config.threads)
-    return latency.summaries(contenders, config.repeats, "steps", {latency.DENSEAV: 10})
+    try:
+        return latency.summaries(contenders, config.repeats, "steps", {latency.DENSEAV: 10})
+    finally:
+        cv2.setNumThreads(before)
 
 
 def print_table(report: dict) -> None:
@@ -92,16 +96,16 @@ def print_table(report: dict) -> None:
           f"thread(s) of {machine['cpu']}, {machine['cores']} cores, load at the start {machine['load']}\n"
           f"{'views':<8}{'right: 1':>9}{'2':>6}{'3 of 4':>8}{'F@20: 1':>10}{'2':>6}{'3 of 4':>8}{'false: fan':>12}"
           f"{'background':>12}{'offscreen':>11}{'step':>8}{'p95':>7}{'not encoder':>13}{'EZ-VSL':>8}{'DenseAV':>9}")
-    for size, row in report["sizes"].items():
+    for name, row in report["rows"].items():
         right, f = ([row["sounding"][str(n)][key] for n in SOUNDING] for key in ("right_object", "f_20"))
-        line = (f"{'chance' if size == '0' else size:<8}{right[0]:>9.0%}{right[1]:>6.0%}{right[2]:>8.0%}{f[0]:>10.0%}"
+        line = (f"{name:<8}{right[0]:>9.0%}{right[1]:>6.0%}{right[2]:>8.0%}{f[0]:>10.0%}"
                 f"{f[1]:>6.0%}{f[2]:>8.0%}")
-        if size != "0":
-            false, step = (row["false_alarms"][kind] for kind in NEGATIVES), report["steps"][size]
+        if step := report["steps"].get(name):
+            false = (row["false_alarms"][kind] for kind in NEGATIVES)
             line += "".join(f"{share:>{width}.0%}" for share, width in zip(false, (12, 12, 11)))
             line += f"{step['median_ms']:>8.1f}{step['p95_ms']:>7.1f}{step['not_encoder_share']:>13.0%}"
-            for name, width in ((latency.EZVSL, 8), (latency.DENSEAV, 9)):
-                other = report["steps"].get(name)
+            for network, width in ((latency.EZVSL, 8), (latency.DENSEAV, 9)):
+                other = report["steps"].get(network)
                 line += f"{other['median_ms'] / step['median_ms']:>{width}.1f}" if other else f"{'-':>{width}}"
         print(line)
 
@@ -113,10 +117,8 @@ def main(config: ViewSizesConfig) -> dict:
     localizers = {size: Localizer(models, threads=config.threads, view_size=size) for size in config.sizes}
     report["steps"] = steps(localizers, config)
     generator = open_scenes(config.data, "test", config.seed)
-    found = accuracy(localizers, generator, config.scenes)
+    report["rows"] = accuracy(localizers, generator, config.scenes)
     generator.collection.close()
-    report["sizes"] = {str(size): {**row, "sounding": {str(n): r for n, r in row["sounding"].items()}}
-                       for size, row in found.items()}  # fmt: skip
     print_table(report)
     write_report(report, config.json)
     return report

@@ -67,10 +67,13 @@ class Health:
             while self._recent[0][0] < now - RECENT_SECONDS:
                 self._recent.popleft()
 
-    def pace(self) -> tuple[float, float]:
-        """Images per second that came, and that were taken, since the oldest call of the last 10 s; 0 at first."""
-        now = time.monotonic()
-        taken = self.answered + self.bad_images + self.late_images + self.left_out + self.failures
+    def pace(self, dropped: int) -> tuple[float, float]:
+        """Images per second that came, and that were taken, since the oldest call of the last 10 s; 0 at first.
+
+        Args:
+            dropped: how many gave way to a newer one so far, and were not taken.
+        """
+        now, taken = time.monotonic(), self.received - dropped
         self._paces.append((now, self.received, taken))
         while self._paces[0][0] < now - RECENT_SECONDS:
             self._paces.popleft()
@@ -155,7 +158,7 @@ def sound_status(
 def processing_status(node: str, health: Health, dropped: int, state: State, most: float) -> DiagnosticStatus:
     """To be made once a second. `most`: images per second that are wanted, 0 for all that come."""
     rate, p50, p95 = health.recent()
-    came, taken = health.pace()
+    came, taken = health.pace(dropped)
     wanted = min(came, most) if most > 0 else came
     if health.failures:
         level = DiagnosticStatus.ERROR

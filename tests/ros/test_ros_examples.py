@@ -122,7 +122,7 @@ def test_the_head_turns_no_further_than_its_limit_and_looks_ahead_when_the_local
         time.sleep(0.1)
         return bool(commands)
 
-    wait_until(has_turned, START_SECONDS, lambda: log_of(head))
+    wait_until(has_turned, 10.0, lambda: log_of(head))
     wait_until(lambda: commands[-1].points[0].positions[0] == 0.0, 10.0, lambda: log_of(head))
     degrees = [round(float(np.degrees(command.points[0].positions[0]))) for command in commands]
     assert [angle for angle, _ in itertools.groupby(degrees)] == [30, 0]

@@ -21,13 +21,13 @@ def statuses(monkeypatch, came: int, taken: dict[str, int], most: float, seconds
     monkeypatch.setattr(diagnosis.time, "monotonic", lambda: now[0])
     health, states, found = Health(), States(), []
     states.update(Sensor(OK), Sensor(OK), 0.0)
-    for _ in range(seconds):
+    for second in range(1, seconds + 1):
         for _ in range(came):
             health.image_arrived()
         for name, count in taken.items():
             for _ in range(count):
                 health.frame_answered(0.05) if name == "answered" else setattr(health, name, getattr(health, name) + 1)
-        found.append(processing_status("x", health, 0, states.now, most))
+        found.append(processing_status("x", health, second * (came - sum(taken.values())), states.now, most))
         now[0] += 1.0
     return found
 
@@ -63,6 +63,7 @@ def test_once_it_keeps_up_it_says_so_within_ten_seconds(monkeypatch):
             health.image_arrived()
             if second >= 15 or number < 4:
                 health.frame_answered(0.05)
-        levels.append(processing_status("x", health, 0, states.now, 0.0).level)
+        dropped = health.received - health.answered
+        levels.append(processing_status("x", health, dropped, states.now, 0.0).level)
         now[0] += 1.0
     assert levels[14] == DiagnosticStatus.WARN and set(levels[25:]) == {DiagnosticStatus.OK}

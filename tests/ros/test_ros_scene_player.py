@@ -81,6 +81,8 @@ def test_pictures_and_sound_keep_the_files_own_time(processes, peer, clip):
     # Whichever pictures were dropped: the others begin with the sound that belongs to them, or whole pictures apart.
     after = (np.array([seconds(m) for m in images]) - onset) * FPS
     np.testing.assert_allclose(after, np.round(after), atol=0.005 * FPS)
+    assert -LOUD_FROM * FPS <= round(after[0]) and round(after[-1]) < (SECONDS - LOUD_FROM) * FPS
+    assert seconds(sounds[0]) > onset - LOUD_FROM - 0.005 and ends[-1] < onset + SECONDS - LOUD_FROM + 0.005
     lit = [picture.mean() > 100 for picture in pictures]
     assert lit == [0 <= round(number) < (LOUD_TO - LOUD_FROM) * FPS for number in after] and 0 < sum(lit) < len(lit)
 
