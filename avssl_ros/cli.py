@@ -7,7 +7,6 @@ status 2; Ctrl-C finishes the files and ends with 130, or with 0 where it is the
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from avssl_ros import check, record
 from avssl_ros.audio_input import AudioBuffer, AudioDeviceError, SoundFile, list_devices, read_audio
+from avssl_ros.interrupt import Interrupt
 from avssl_ros.mp4 import MAX_SOUND_JITTER
 from avssl_ros.recording import RESULTS, Recording
 from avssl_ros.rhythm import Rhythm
@@ -251,7 +251,11 @@ class StillVideo:
 
 
 def _localize(arguments: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside finishes the files, as Ctrl-C does
+    with Interrupt() as interrupt:
+        return _localize_until(interrupt, arguments)
+
+
+def _localize_until(interrupt: Interrupt, arguments: argparse.Namespace) -> int:
     path = Path(arguments.input)
     video, sound_path = _open_input(path, arguments)
     localizer = _make_localizer(arguments)
@@ -266,7 +270,7 @@ def _localize(arguments: argparse.Namespace) -> int:
     recording = Recording(folder, *size, video.fps, sound.sample_rate, projection, arguments.fov, title=path.name)
     try:
         with recording:
-            _process(video, sound, localizer.stream(projection), recording, arguments.rate)
+            _process(video, interrupt, sound, localizer.stream(projection), recording, arguments.rate)
     except KeyboardInterrupt:
         print("avssl: interrupted; the files hold what was done until then", file=sys.stderr)
         raise
@@ -321,11 +325,12 @@ def _make_localizer(arguments: argparse.Namespace):
                      view_size=arguments.view_size)
 
 
-def _process(video: VideoFile | StillVideo, sound: SoundWindow, stream, recording: Recording, rate: float) -> None:
+def _process(video: VideoFile | StillVideo, interrupt: Interrupt, sound: SoundWindow, stream, recording: Recording,
+             rate: float) -> None:
     """Localize `rate` frames of a second; every frame is drawn with the newest result."""
     scene, rhythm = _nothing(0.0), Rhythm(rate)
     with tqdm(total=video.duration and round(video.duration, 1), unit="s", disable=None) as progress:
-        for time, image in video:
+        for time, image in interrupt.between(video):
             for block_time, samples in sound.advance(time):
                 recording.add_sound(samples, block_time)
             if rhythm.is_due(time):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 
 from avssl_ros.audio_input import AudioSource, FileAudio, Microphone
+from avssl_ros.interrupt import Interrupt
 from avssl_ros.recorder import GB, SEGMENT_SECONDS, Recorder, SoundTap
 from avssl_ros.rhythm import Rhythm
 from avssl_ros.video_input import VideoFile
@@ -44,9 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Record, and say what there is; returns the exit status. Raises ValueError, OSError, AudioDeviceError."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside finishes the files, as Ctrl-C does
-    if arguments.bag:
-        return convert_bag(arguments)
+    with Interrupt() as interrupt:
+        return (convert_bag if arguments.bag else record_sensors)(arguments, interrupt)
+
+
+def record_sensors(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
+    """Camera and microphone, until the end that was asked for or an interrupt."""
     source: AudioSource = FileAudio(arguments.sound, loop=True) if arguments.sound else Microphone(arguments.microphone)
     pictures = camera(arguments.camera)
     source.start()  # before the recorder is made: only then a microphone's rate is known
@@ -55,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         recorder = Recorder(arguments.output, arguments.segment, limit, arguments.rate, source.sample_rate)
         try:
             with recorder:
-                keep(pictures, source, recorder, arguments.rate, arguments.seconds)
+                keep(interrupt.between(pictures), source, recorder, arguments.rate, arguments.seconds)
         except KeyboardInterrupt:
             print(f"avssl: ended after {recorder.written} segments", file=sys.stderr)
     finally:
@@ -66,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def convert_bag(arguments: argparse.Namespace) -> int:
+def convert_bag(arguments: argparse.Namespace, interrupt: Interrupt) -> int:
     """The same of a bag, as fast as it can be read."""
     try:
         from avssl_ros.ros.bag import Bag
@@ -78,7 +81,7 @@ def convert_bag(arguments: argparse.Namespace) -> int:
         limit = arguments.limit * GB
         with Recorder(arguments.output, arguments.segment, limit, arguments.rate, bag.sample_rate) as recorder:
             seconds = np.inf if arguments.seconds is None else arguments.seconds
-            bag.convert(recorder, arguments.rate, seconds)
+            bag.convert(recorder, arguments.rate, seconds, interrupt)
     finally:
         bag.close()
     if bag.unreadable:

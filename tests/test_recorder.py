@@ -262,8 +262,25 @@ def test_a_stop_from_outside_finishes_the_files(tmp_path):
     until = time.monotonic() + 60
     while not (folder.exists() and any(path.stat().st_size for path in folder.iterdir())):
         assert time.monotonic() < until
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)  # the file has a header by now, and hardly its first picture
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 0 and "1 segments written" in said
-    assert lengths(Recorder(folder).segments()[0])[0] >= 1
+    assert len(list(VideoFile(Recorder(folder).segments()[0]))) >= 1
+
+
+def test_a_stop_while_a_file_is_opened_leaves_a_picture_in_it(tmp_path, monkeypatch, capsys):
+    """It came between the header and the first picture, and the segment could not be read by anyone."""
+    with Recorder(tmp_path / "camera", fps=FPS, sample_rate=RATE) as recorder:
+        play(recorder, 3.0)
+    (video,) = recorder.segments()
+
+    class Opened(Mp4Writer):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(module, "Mp4Writer", Opened)
+    assert main(["record", str(tmp_path / "place"), "--camera", str(video), "--sound", str(video)]) == 0
+    assert "1 segments written" in capsys.readouterr().out
+    assert len(list(VideoFile(Recorder(tmp_path / "place").segments()[0]))) == 1

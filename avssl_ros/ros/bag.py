@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from rclpy.serialization import deserialize_message
 
+from avssl_ros.interrupt import Interrupt
 from avssl_ros.recorder import Recorder
 from avssl_ros.rhythm import Rhythm
 from avssl_ros.ros import converters
@@ -65,14 +66,17 @@ class Bag:
             kind = connection.msgtype
             yield connection.topic, nanoseconds * 1e-9, deserialize_message(bytes(raw), self._types[kind]), kind
 
-    def convert(self, recorder: Recorder, rate: float = np.inf, seconds: float = np.inf) -> None:
+    def convert(self, recorder: Recorder, rate: float = np.inf, seconds: float = np.inf,
+                interrupt: Interrupt | None = None) -> None:
         """Into segments; messages that cannot be read are left out and counted in `unreadable`.
 
         Args:
             rate: pictures of a second that are kept at most. seconds: of the bag that are read, from its beginning.
+            interrupt: what may end it early, between two messages.
         """
         begun, rhythm = None, Rhythm(rate)
-        for topic, recorded, message, kind in self.messages():
+        messages = self.messages() if interrupt is None else interrupt.between(self.messages())
+        for topic, recorded, message, kind in messages:
             begun = recorded if begun is None else begun
             if recorded - begun > seconds:
                 return
