@@ -58,6 +58,7 @@ class Answers:
         self._last_header: Header | None = None  # of the last answer while it stands, None once sources have ended
         self._camera_frame = ""  # frame id of the last image
         self._last_captured = 0.0  # capture time of the last answer
+        self._ended = -np.inf  # capture time at which all sources were last ended because nothing came
         self._last_answer = self._next_start = self._next_listening = 0.0  # monotonic
         self._map = np.zeros((1, 1), np.float32)  # the last one, for its size
         # One thread for all activations: glibc gives each new one a heap of its own, 9 MB of which it keeps.
@@ -121,7 +122,11 @@ class Answers:
         """What there is to do now, after at most WAIT_SECONDS."""
         while not self._changes.empty():
             self._safely(self._changes.get())
+        begun = time.monotonic()
         frame = self._frames.take(WAIT_SECONDS, not_before=self._next_start)
+        if frame is None and time.monotonic() - begun > 2 * WAIT_SECONDS:
+            # This process stood still, and so did the thread that takes images off DDS: one may be coming.
+            frame = self._frames.take(WAIT_SECONDS, not_before=self._next_start)
         if frame is not None:
             self._next_start = next_start(self._next_start, self.values["rate"], time.monotonic())
             self._safely(self._answer, *frame)
@@ -151,6 +156,9 @@ class Answers:
             self._health.late_images += 1
             return
         captured = self._captured(message.header, arrived)
+        if 0.0 <= self._ended - captured < self.values["sensor_timeout"]:  # of before the end that has been told
+            self._health.late_images += 1
+            return
         sound = self._sound_until(captured + self.values["audio_latency"])
         heard = None if sound is None else self._stream.hear(*sound)  # beside the decoding
         try:
@@ -239,6 +247,7 @@ class Answers:
         ended = self._last_captured + time.monotonic() - self._last_answer
         header = Header(stamp=converters.seconds_to_stamp(ended), frame_id=last.frame_id)
         self._outputs.publish(self._nothing(ended), header)
+        self._ended = ended
 
     def _listen(self) -> None:
         """Say what is heard, though there is no image."""

@@ -49,7 +49,8 @@ class Health:
         self._bad_since = None
 
     def sound_was_bad(self) -> None:
-        self.bad_sound += 1
+        with self._lock:  # the callback that reads sound and the worker that hears it may both say so
+            self.bad_sound += 1
 
     def had_bad_image_lately(self) -> bool:
         return time.monotonic() - self._last_bad_image < RECENT_SECONDS

@@ -36,9 +36,11 @@ class Newest(Generic[Item]):
         """The newest item, or None after `timeout` seconds; not before `not_before` on the monotonic clock."""
         until = time.monotonic() + timeout
         with self._arrived:
-            while (now := time.monotonic()) < until:
+            while True:
+                now = time.monotonic()
                 if self._item is not None and now >= not_before:
                     item, self._item = self._item, None
                     return item
+                if now >= until:
+                    return None
                 self._arrived.wait(min(until, not_before if self._item is not None else until) - now)
-            return None

@@ -37,6 +37,7 @@ def _wait(node: Node, topic: str, until: float):
     received, subscription = [], None
     discovered = time.monotonic() + DISCOVERY_SECONDS
     while not received:
+        now = time.monotonic()  # before the look around, so that there is one after any pause of the machine
         publishers = node.get_publishers_info_by_topic(topic)
         if publishers and subscription is None:
             kind = publishers[0].topic_type
@@ -47,7 +48,7 @@ def _wait(node: Node, topic: str, until: float):
             qos = QoSProfile(depth=1, reliability=wanted)
             subscription = node.create_subscription(TYPES[kind], topic, received.append, qos)
         rclpy.spin_once(node, timeout_sec=0.1)
-        if not received and time.monotonic() > (until if publishers else discovered):
+        if not received and now > (until if publishers else discovered):
             raise ValueError(_why_nothing(node, topic, bool(publishers)))
     return received[0]
 

@@ -79,10 +79,10 @@ class ScenePlayer(Process):
         now = time.monotonic()
         self._clock_offset = self.get_clock().now().nanoseconds * 1e-9 - now
         for loop in count():
+            if self._stopping.is_set() or (loop and not self._values["loop"]):
+                break
             self._start = now + loop * self._length
             self._play_once()
-            if self._stopping.is_set() or not self._values["loop"]:
-                break
         if self._video.error:
             self.get_logger().warning(self._video.error)
         self._stopping.wait(LINGER_SECONDS)
