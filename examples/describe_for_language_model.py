@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 
 import rclpy
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from std_msgs.msg import String
 
@@ -48,9 +47,12 @@ class Describer(Node):
 
 if __name__ == "__main__":
     rclpy.init()
-    node = Describer()
     try:
+        node = Describer()
         while rclpy.ok():  # rclpy.spin waits without end where a signal comes between its look and its wait
             rclpy.spin_once(node, timeout_sec=0.5)
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except KeyboardInterrupt:
         pass
+    except Exception:
+        if rclpy.ok():  # else SIGTERM has closed DDS, perhaps in the midst of a call: that is no error
+            raise

@@ -15,7 +15,6 @@ import time
 import rclpy
 from builtin_interfaces.msg import Duration
 from rcl_interfaces.msg import ParameterDescriptor
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -63,9 +62,12 @@ class HeadFollowsSpeaker(Node):
 
 if __name__ == "__main__":
     rclpy.init()
-    node = HeadFollowsSpeaker()
     try:
+        node = HeadFollowsSpeaker()
         while rclpy.ok():  # rclpy.spin waits without end where a signal comes between its look and its wait
             rclpy.spin_once(node, timeout_sec=0.5)
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except KeyboardInterrupt:
         pass
+    except Exception:
+        if rclpy.ok():  # else SIGTERM has closed DDS, perhaps in the midst of a call: that is no error
+            raise

@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 import rclpy
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from std_msgs.msg import String
 
@@ -33,9 +32,12 @@ class Recorder(Node):
 
 if __name__ == "__main__":
     rclpy.init()
-    node = Recorder()
     try:
+        node = Recorder()
         while rclpy.ok():  # rclpy.spin waits without end where a signal comes between its look and its wait
             rclpy.spin_once(node, timeout_sec=0.5)
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except KeyboardInterrupt:
         pass
+    except Exception:
+        if rclpy.ok():  # else SIGTERM has closed DDS, perhaps in the midst of a call: that is no error
+            raise

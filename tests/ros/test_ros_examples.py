@@ -6,6 +6,8 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
+import signal
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is absent: pip install -e '.[ros]'")
 
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_graph import LOCALIZER, PLAYER, Peer, Processes, log_of, terminate, wait_until
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
@@ -26,7 +29,7 @@ pytestmark = pytest.mark.ros
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 START_SECONDS = 60.0
-PERSON_DEG = -97.0  # demo/scene.json: a person speaks from 6.0 to 9.9 s, after a sheep and before a rooster
+PERSON_DEG = -97.0  # demo/scene.json: a person speaks from 6.0 to 9.9 s, after a sheep and before a dog
 NAMES = ("head_follows_speaker", "describe_for_language_model", "record_sources_csv")
 
 
@@ -34,6 +37,10 @@ def schema(name: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(
         json.loads((files("avssl_ros") / "schemas" / f"{name}.schema.json").read_text())
     )
+
+
+def start_example(processes: Processes, name: str, table: Path):
+    return processes.start([str(EXAMPLES / f"{name}.py")], **({"file": str(table)} if "csv" in name else {}))
 
 
 class Run:
@@ -45,11 +52,13 @@ class Run:
         self.commands = peer.collect(JointTrajectory, "head/joint_trajectory")
         self.texts = peer.collect(String, "describer/text")
         self.localizer = processes.start(LOCALIZER, audio_source="topic")
-        self.examples = [
-            processes.start([str(EXAMPLES / f"{name}.py")], **({"file": str(self.csv)} if "csv" in name else {}))
-            for name in NAMES
-        ]
+        self.examples = [start_example(processes, name, self.csv) for name in NAMES]
         wait_until(lambda: self._are_connected(peer), START_SECONDS, "the node and the examples")
+        # What the peer knows is not yet what the localizer knows. A latched message that comes to the last reader of
+        # the peer shows that the localizer has found those before it, which it was told of in their order.
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        states = peer.collect(String, "localizer/state", latched)
+        wait_until(lambda: states, START_SECONDS, "the localizer's state")
         # Two subscribers of the images: the localizer, and none else; its sound is found a moment later.
         player = processes.start(PLAYER, subscribers=1, start_delay=1.5)
         wait_until(lambda: player.poll() is not None, 120.0, "the demo scene's end")
@@ -154,6 +163,22 @@ def test_the_csv_may_lie_in_the_home_folder(processes, tmp_path, monkeypatch):
 def test_examples_end_with_status_0_at_sigterm(run):
     assert run.status == [0, 0, 0, 0]
     assert not any("Traceback" in log_of(process) for process in run.examples)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_ends_with_status_0_at_sigterm_while_it_starts(processes, tmp_path, name, moment):
+    example = start_example(processes, name, tmp_path / "sources.csv")
+    wait_until(lambda: has_handler(example), START_SECONDS, "rclpy's handler")
+    time.sleep(moment)
+    assert terminate(example)[0] == 0, log_of(example)
+    assert "Traceback" not in log_of(example)
+
+
+def has_handler(process) -> bool:
+    """Whether the process has a handler for SIGTERM: rclpy.init has set it."""
+    caught = int(re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())[1], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 @pytest.mark.parametrize("name, broken", [("event", {"version": 2}), ("event", {"speech": None}),
