@@ -60,13 +60,12 @@ THINGS = (
     Thing("sheep", ("sheep or goat",), "animals/mammals/bovines/sheep.png", 172.0, -26.0, 8.0,
           ("animals/mammals/bovines/sheep.ogg",) * 3, (1.0, 4.6)),
     Thing("person", ("person",), "astronaut", -97.0, -35.0, 14.0, GREEK, (6.0, 9.9)),
-    Thing("rooster", ("chicken",), "animals/birds/rooster.png", -32.0, -28.0, 10.0,
-          ("animals/birds/rooster.ogg",) * 2, (11.3, 14.5)),
-    Thing("dog", ("dog", "wolf"), "animals/mammals/dogs/dog.png", 45.0, -28.0, 12.0),
+    Thing("dog", ("dog", "wolf"), "animals/mammals/dogs/dog.png", 45.0, -28.0, 12.0,
+          ("animals/mammals/dogs/dog.ogg",) * 6, (11.3, 14.5)),
+    Thing("rooster", ("chicken",), "animals/birds/rooster.png", -32.0, -28.0, 10.0),
     Thing("horse", ("horse",), "animals/mammals/equines/horse.png", 108.0, -22.0, 12.0),
 )
-UNSEEN = Thing("drum kit", ("drums",), "", 0.0, 0.0, 0.0,
-               ("hobbies/music/percussion/drumkit.ogg",), (15.5, 18.0))
+UNSEEN = Thing("lion", ("big cat",), "", 0.0, 0.0, 0.0, ("animals/mammals/cats/lion.ogg",) * 3, (15.5, 18.0))
 
 
 def read_meadow(path: Path) -> np.ndarray:

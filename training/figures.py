@@ -35,7 +35,7 @@ from avssl_ros.video_input import VideoFile
 from training.pictures import embedding_colours
 
 TILE, TILE_FOV = 224, 50.0  # pixels and degrees of one thing of the mosaic
-LABELLED = "sheep", "person", "rooster", "dog"  # of the demo scene; the last one is silent
+LABELLED = "sheep", "person", "dog", "rooster"  # of the demo scene; the last one is silent
 OPEN = 0.3  # gate from which a patch is drawn in the plane
 
 
