@@ -229,8 +229,12 @@ def measure(seconds: float, rates: list[float], width: int) -> dict:
 
 
 def endings(recorder: Recorder) -> set[tuple[int, int]]:
-    """Stamps of the empty answers that say that images stopped: no image's, and over 1 s after the answer before."""
-    answers = sorted(recorder.sources)
+    """Stamps of the empty answers that say that images stopped: no image's, and over 1 s after the answer before.
+
+    In the order in which they came: an image that waited meanwhile, for a busy machine, is answered after the end and
+    may have an earlier stamp.
+    """
+    answers = list(recorder.sources)
     return {
         stamp
         for before, stamp in zip(answers, answers[1:], strict=False)

@@ -27,16 +27,30 @@ from avssl_ros.audio_input import (
 )
 from avssl_ros.video_input import VideoFile
 
-RECOVERY_SECONDS = 3.0  # from the return of the sound server to the first sound; PulseAudio itself takes 2 of them
+RECOVERY_SECONDS = 3.0  # from the return of the sound server to the first sound, on an idle machine
+PULSE_SECONDS = 2.0  # that PulseAudio itself takes of them
+# Until silence is noticed. It is less than FIRST_SOUND_SECONDS: a microphone that has sounded is waited for as short as
+# STALE_SECONDS, and the rest is for a busy machine.
+NOTICE_SECONDS = 4.0
 
 
 def wait_until(condition, seconds: float) -> bool:
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while True:
+        is_late = time.monotonic() >= end  # before the look, so that there is one after a pause of the machine
         if condition():
             return True
+        if is_late:
+            return False
         time.sleep(0.05)
-    return False
+
+
+def recovery_seconds(opened: float) -> float:
+    """How long a device may take to come back on this machine, where the first sound took `opened` seconds.
+
+    What that took beyond PulseAudio's own time is the machine's other work, which may be three times as much later.
+    """
+    return RECOVERY_SECONDS + 3 * max(0.0, opened - PULSE_SECONDS)
 
 
 def pitch(samples: np.ndarray, rate: int) -> float:
@@ -224,15 +238,20 @@ class TestFiles:
 
 class TestFileAudio:
     def test_plays_in_step_with_the_clock(self, tmp_path):
+        times = []
+
+        def clock() -> float:  # goes on by 1/16 s when it is asked: the ends are exact, however late it is asked
+            times.append(1000.0 + len(times) / 16)
+            return times[-1]
+
         ramp = np.linspace(0, 0.9, 8000)
-        source = FileAudio(media.write_wav(tmp_path / "ramp.wav", ramp, 8000))
+        source = FileAudio(media.write_wav(tmp_path / "ramp.wav", ramp, 8000), clock=clock)
         assert source.status().state == "absent" and source.sample_rate == 8000
-        start = time.time()
         source.start()
-        assert wait_until(lambda: source.status().state == "stale", 5)
+        assert wait_until(lambda: source.status().state == "stale", 30)
         assert "to its end" in source.status().detail
-        assert source.buffer.latest - start == pytest.approx(1.0, abs=0.15)
-        assert time.time() - start == pytest.approx(1.0, abs=0.5)
+        assert source.buffer.latest == pytest.approx(1000.0 + 7999 / 8000, abs=1e-6)
+        assert times[-1] == 1001.0 + 1 / 16  # the first one after the last sample, 1 s after the start
         assert source.buffer.read(source.buffer.latest, 5.0) == pytest.approx(ramp, abs=0.001)
         source.stop()
 
@@ -321,32 +340,35 @@ class TestMicrophone:
         microphone = Microphone()
         microphone.start()
         player = pulse.play(long_tone, in_background=True)
-        assert wait_until(lambda: np.abs(microphone.buffer.read(time.time(), 0.5)).sum() > 100, 8)
-        time.sleep(0.5)
-        status = microphone.status()
-        assert (status.state, status.overflows) == ("ok", 0), status
+        assert wait_until(lambda: np.abs(microphone.buffer.read(time.time(), 0.5)).sum() > 100, 30)
         # Sooner or later: on a busy machine a process waits for its turn.
-        assert wait_until(lambda: abs(microphone.status().last_time - time.time()) < 0.5, 2), microphone.status()
-        samples = microphone.buffer.read(microphone.status().last_time, 0.4)
-        assert pitch(samples, microphone.sample_rate) == pytest.approx(700, abs=5)
+        assert wait_until(lambda: microphone.status().state == "ok", 30), microphone.status()
+        assert wait_until(lambda: abs(microphone.status().last_time - time.time()) < 0.5, 10), microphone.status()
+
+        def is_the_tone() -> bool:
+            samples, rate = microphone.buffer.read(microphone.status().last_time, 0.4), microphone.sample_rate
+            return samples.size > 0.39 * rate and pitch(samples, rate) == pytest.approx(700, abs=5)
+
+        assert wait_until(is_the_tone, 30)  # a pause of the machine begins what is kept anew
         player.kill()
         microphone.stop()
         assert microphone.status().state == "absent"
 
     @pytest.mark.parametrize("by_force", [False, True], ids=["server ends", "server is killed"])
     def test_comes_back_after_the_device_was_gone(self, pulse, long_tone, by_force):
-        microphone = Microphone()
+        microphone, start = Microphone(), time.monotonic()
         microphone.start()
         player = pulse.play(long_tone, in_background=True)
-        assert wait_until(lambda: microphone.status().state == "ok", 8)
+        assert wait_until(lambda: microphone.status().state == "ok", 30), microphone.status()
+        limit = recovery_seconds(time.monotonic() - start)
         pulse.kill(by_force)
         player.wait()
-        assert wait_until(lambda: "Plug one in" in microphone.status().detail, 5)
+        assert wait_until(lambda: "Plug one in" in microphone.status().detail, 30)
         assert microphone.status().state == "absent"
         gone = microphone.status().last_time
         pulse.start()
         player = pulse.play(long_tone, in_background=True)
-        assert wait_until(lambda: microphone.status().state == "ok", RECOVERY_SECONDS), microphone.status()
+        assert wait_until(lambda: microphone.status().state == "ok", limit), microphone.status()
         assert microphone.status().restarts == 1
         returned = microphone.buffer
         assert returned.latest > gone
@@ -358,32 +380,34 @@ class TestMicrophone:
 
     @pytest.mark.slow
     def test_comes_back_every_time(self, pulse, long_tone):
-        microphone = Microphone()
+        microphone, start = Microphone(), time.monotonic()
         microphone.start()
         player = pulse.play(long_tone, in_background=True)
-        assert wait_until(lambda: microphone.status().state == "ok", 8)
+        assert wait_until(lambda: microphone.status().state == "ok", 30), microphone.status()
+        limit = recovery_seconds(time.monotonic() - start)
         for number in range(10):
             pulse.kill(by_force=number % 2 == 1)
             player.wait()
-            assert wait_until(lambda: microphone.status().state != "ok", 2)
+            assert wait_until(lambda: microphone.status().state != "ok", NOTICE_SECONDS)
             time.sleep(0.4 * number)  # returns at another moment of the back-off each time
             pulse.start()
             player = pulse.play(long_tone, in_background=True)
-            assert wait_until(lambda: microphone.status().state == "ok", RECOVERY_SECONDS), microphone.status()
+            assert wait_until(lambda: microphone.status().state == "ok", limit), microphone.status()
             assert microphone.status().restarts == number + 1
         player.kill()
         microphone.stop()
 
     def test_a_sound_server_that_hangs_is_noticed_and_survived(self, pulse, long_tone):
-        microphone = Microphone()
+        microphone, start = Microphone(), time.monotonic()
         microphone.start()
         player = pulse.play(long_tone, in_background=True)
-        assert wait_until(lambda: microphone.status().state == "ok", 8)
+        assert wait_until(lambda: microphone.status().state == "ok", 30), microphone.status()
+        limit = recovery_seconds(time.monotonic() - start)
         pulse.signal(signal.SIGSTOP)
-        assert wait_until(lambda: microphone.status().state == "stale", 2)
+        assert wait_until(lambda: microphone.status().state == "stale", NOTICE_SECONDS)
         time.sleep(1.0)
         pulse.signal(signal.SIGCONT)
-        assert wait_until(lambda: microphone.status().state == "ok", RECOVERY_SECONDS), microphone.status()
+        assert wait_until(lambda: microphone.status().state == "ok", limit), microphone.status()
         player.kill()
         microphone.stop()
 
@@ -391,11 +415,11 @@ class TestMicrophone:
         microphone = Microphone(sample_rate=32000)
         microphone.start()
         player = pulse.play(long_tone, in_background=True)
-        assert wait_until(lambda: microphone.buffer.read(time.time(), 0.5).size > 15000, 8)
+        assert wait_until(lambda: microphone.buffer.read(time.time(), 0.5).size > 15000, 30)
         before = time.time()
         subprocess.run(["pactl", "set-source-mute", "robot.monitor", "1"], check=True)
         after = time.time()
-        time.sleep(0.5)
+        assert wait_until(lambda: microphone.buffer.latest > after + 0.3, 30)
         latest = microphone.buffer.latest
         samples = microphone.buffer.read(latest, 2.0)
         silent = len(samples) - 1 - np.flatnonzero(np.abs(samples) > 0.001)[-1]
@@ -406,9 +430,9 @@ class TestMicrophone:
     def test_a_name_that_is_not_there_lists_those_that_are(self, pulse):
         microphone = Microphone("ReSpeaker")
         microphone.start()
+        assert wait_until(lambda: "'ReSpeaker'" in microphone.status().detail, 8)  # start() waits for 2 s of them
         status = microphone.status()
-        assert status.state == "absent"
-        assert "'ReSpeaker'" in status.detail and "pulse" in status.detail
+        assert status.state == "absent" and "pulse" in status.detail
         microphone.stop()
 
     def test_an_index_is_remembered_by_name(self, pulse, long_tone):
@@ -470,9 +494,11 @@ def test_the_command_says_so_too_and_files_can_still_be_read(tmp_path):
 @pytest.mark.debian
 def test_without_a_microphone_the_source_waits_and_says_what_to_do(tmp_path):
     code = (
-        "from avssl_ros.audio_input import Microphone, list_devices\n"
+        "import time; from avssl_ros.audio_input import Microphone, list_devices\n"
         "print(list_devices())\n"
-        "microphone = Microphone(); microphone.start(); print(microphone.status()); microphone.stop()"
+        "microphone = Microphone(); microphone.start(); end = time.monotonic() + 30\n"
+        "while 'Plug one in' not in microphone.status().detail and time.monotonic() < end: time.sleep(0.05)\n"
+        "print(microphone.status()); microphone.stop()"
     )
     result = run_python(code, XDG_RUNTIME_DIR=str(tmp_path), HOME=str(tmp_path))
     if result.stdout.startswith("[{"):

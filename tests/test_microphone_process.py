@@ -17,7 +17,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_audio_input import long_tone, pulse, wait_until  # noqa: F401  a virtual microphone, and what to play into it
+from test_audio_input import (  # noqa: F401  a virtual microphone, and what to play into it
+    NOTICE_SECONDS,
+    long_tone,
+    pulse,
+    recovery_seconds,
+    wait_until,
+)
 
 from avssl_ros import audio_input, microphone_process
 from avssl_ros.audio_input import AudioDeviceError, Microphone, list_devices
@@ -105,11 +111,37 @@ def sound_system(request):
     player.wait()
 
 
+class WatchedMicrophone(Microphone):
+    """Keeps every (state, detail) it was in: some last half a second, which a test on a busy machine may sleep through.
+
+    Attributes:
+        conditions: oldest first.
+        opened: seconds from the start to the first sound, where a fixture has measured them.
+    """
+
+    def __init__(self, *arguments, **options):
+        self.conditions: list[tuple[str, str]] = []
+        super().__init__(*arguments, **options)
+
+    @property
+    def _condition(self) -> tuple[str, str]:
+        return self.conditions[-1]
+
+    @_condition.setter
+    def _condition(self, condition: tuple[str, str]) -> None:
+        if not self.conditions or condition != self.conditions[-1]:
+            self.conditions.append(condition)
+
+    def was(self, state: str, said: str) -> bool:
+        return any(known == state and said in detail for known, detail in list(self.conditions))
+
+
 @pytest.fixture
 def microphone(sound_system):
-    microphone = Microphone()
+    microphone, start = WatchedMicrophone(), time.monotonic()
     microphone.start()
-    assert wait_until(lambda: microphone.status().state == "ok", 8), microphone.status()
+    assert wait_until(lambda: microphone.status().state == "ok", 30), microphone.status()
+    microphone.opened = time.monotonic() - start
     yield microphone
     microphone.stop()
     assert recording_processes() == {}
@@ -202,11 +234,14 @@ class TestRecorder:
     def test_stamps_the_first_sample_and_counts_overflows(self):
         recorder = Recorder(1000)
         known = SimpleNamespace(inputBufferAdcTime=7.0, currentTime=7.25)
+        before = time.monotonic()
         recorder.on_audio(bytes(400), 100, known, SimpleNamespace(input_overflow=True))
+        between = time.monotonic()
         recorder.on_audio(bytes(400), 100, self.unknown, self.no_overflow)
+        after = time.monotonic()
         first, second = self.block(recorder), self.block(recorder)
-        assert time.monotonic() - first.capture_time == pytest.approx(0.25, abs=0.05)
-        assert time.monotonic() - second.capture_time == pytest.approx(0.1, abs=0.05)
+        assert before - 0.25 <= first.capture_time <= between - 0.25
+        assert between - 0.1 <= second.capture_time <= after - 0.1
         assert (first.overflows, second.overflows, second.sample_rate, len(second.payload)) == (1, 0, 1000, 400)
 
     def test_never_waits_for_a_parent_that_stands_still(self):
@@ -225,17 +260,17 @@ class TestFaults:
     def test_a_killed_process_is_replaced(self, microphone):
         first = the_recording_process()
         os.kill(first, signal.SIGKILL)
-        assert wait_until(lambda: microphone.status().state == "stale", 1)
-        assert "ended by signal 9" in microphone.status().detail
-        assert wait_until(lambda: microphone.status().state == "ok", 3.0), microphone.status()
+        assert wait_until(lambda: microphone.was("stale", "ended by signal 9"), 10), microphone.conditions
+        limit = recovery_seconds(microphone.opened)
+        assert wait_until(lambda: microphone.status().state == "ok", limit), microphone.status()
         assert microphone.status().restarts == 1 and the_recording_process() != first
 
     def test_a_process_that_stands_still_is_replaced(self, microphone):
         first = the_recording_process()
         os.kill(first, signal.SIGSTOP)
-        assert wait_until(lambda: microphone.status().state == "stale", 2)
-        assert "no sound comes" in microphone.status().detail
-        assert wait_until(lambda: microphone.status().state == "ok", 3.0), microphone.status()
+        assert wait_until(lambda: microphone.was("stale", "no sound comes"), NOTICE_SECONDS), microphone.conditions
+        limit = recovery_seconds(microphone.opened)
+        assert wait_until(lambda: microphone.status().state == "ok", limit), microphone.status()
         assert microphone.status().restarts == 1 and the_recording_process() != first
 
     @pytest.mark.parametrize("number", [signal.SIGCONT, signal.SIGSTOP], ids=["running", "standing still"])
@@ -249,38 +284,39 @@ class TestFaults:
 
     @pytest.mark.parametrize("number", [signal.SIGCONT, signal.SIGSTOP], ids=["running", "standing still"])
     def test_the_process_ends_with_its_parent(self, sound_system, number):
-        parent, (pid,) = start_program("time.sleep(1000)")
+        parent, (pid,) = start_program("raise")
         os.kill(pid, number)
         parent.kill()
         parent.wait()
-        assert wait_until(lambda: is_gone(pid), 2)
+        assert wait_until(lambda: is_gone(pid), 10)
 
     def test_ctrl_c_ends_both(self, sound_system):
+        # The program takes the time itself: from outside it has the interpreter's end in it.
         parent, (pid,) = start_program(
-            "try: time.sleep(1000)\nexcept KeyboardInterrupt: status = microphone.status(); microphone.stop()\n"
-            "print(status.state, status.restarts)"
+            "status, start = microphone.status(), time.monotonic(); microphone.stop(); "
+            "print(status.state, status.restarts, time.monotonic() - start)"
         )
         os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
-        start = time.monotonic()
-        output, errors = parent.communicate(timeout=10)
-        assert time.monotonic() - start < 2.0 and is_gone(pid)
-        assert (parent.returncode, output.strip(), errors) == (0, "ok 0", "")
+        output, errors = parent.communicate(timeout=60)
+        assert (parent.returncode, errors) == (0, "") and is_gone(pid)
+        state, restarts, seconds = output.split()
+        assert (state, restarts) == ("ok", "0") and float(seconds) < 2.0
 
     def test_starts_again_after_stop(self, microphone):
         microphone.stop()
         assert recording_processes() == {}
         microphone.start()
-        assert wait_until(lambda: microphone.status().state == "ok", 8)
+        assert wait_until(lambda: microphone.status().state == "ok", 30)
 
 
-def start_program(then: str) -> tuple[subprocess.Popen, list[int]]:
-    """A process that records, in a process group of its own, and its recording processes."""
+def start_program(at_ctrl_c: str) -> tuple[subprocess.Popen, list[int]]:
+    """A process that records, in a process group of its own, and its recording processes; it is ready for Ctrl-C."""
     code = (
         "import time; from avssl_ros import audio_input\n"
         "audio_input._check_portaudio = lambda: None\n"
         "microphone = audio_input.Microphone(); microphone.start()\n"
         "while microphone.status().state != 'ok': time.sleep(0.05)\n"
-        "print('ready', flush=True)\n" + then
+        f"try: print('ready', flush=True); time.sleep(1000)\nexcept KeyboardInterrupt: {at_ctrl_c}\n"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     program = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
@@ -289,31 +325,35 @@ def start_program(then: str) -> tuple[subprocess.Popen, list[int]]:
 
 
 class TestWithFakeSounddevice:
-    def test_every_sample_arrives_once_with_its_time(self, fake):
+    def test_every_sample_arrives_once_with_its_time(self, fake, monkeypatch):
+        monkeypatch.setattr(Microphone, "START_SECONDS", 30.0)
         microphone = Microphone(clock=lambda: time.monotonic() + 1000)
         microphone.start()
         assert microphone.sample_rate == 8000  # the device's own is known when start() returns
-        assert wait_until(lambda: microphone.buffer.read(time.monotonic() + 1000, 9.0).size > 8000, 5)
+        assert wait_until(lambda: microphone.buffer.read(time.monotonic() + 1000, 9.0).size > 8000, 30)
         buffer = microphone.buffer
-        assert buffer.latest == pytest.approx(time.monotonic() + 1000 - 0.4, abs=0.1)
+        # Sooner or later: on a busy machine the newest block waits for its turn.
+        assert wait_until(lambda: abs(buffer.latest - (time.monotonic() + 1000 - 0.4)) < 0.1, 10)
         steps = np.diff(buffer.read(buffer.latest, 9.0)) * 4096
         assert np.all((steps == 1) | (steps == -4095))
         assert microphone.status().detail == "microphone 'fake' at 8000 Hz" and microphone.status().overflows == 1
         microphone.stop()
 
-    def test_who_need_not_know_does_not_wait_for_the_device(self, fake):
+    def test_who_need_not_know_does_not_wait_for_the_device(self, fake, monkeypatch):
         fake("hangs")
+        for patience in ("START_SECONDS", "OPEN_SECONDS"):  # word comes with the end of either
+            monkeypatch.setattr(Microphone, patience, 60.0)
         microphone = Microphone(wait=False)
         start = time.monotonic()
         microphone.start()
-        assert time.monotonic() - start < 1.0 and microphone.status().state == "absent"
+        assert time.monotonic() - start < 30 and microphone.status().state == "absent"
         microphone.stop()
 
     def test_what_libraries_print_disturbs_nothing(self, fake):
         fake("chatty")
         microphone = Microphone()
         microphone.start()
-        assert wait_until(lambda: microphone.status().state == "ok", 5), microphone.status()
+        assert wait_until(lambda: microphone.status().state == "ok", 30), microphone.status()
         assert [device["name"] for device in list_devices()] == ["fake"]
         microphone.stop()
 
@@ -330,21 +370,21 @@ class TestWithFakeSounddevice:
     )
     def test_what_goes_wrong_is_said_and_mended_when_it_can_be(self, fake, monkeypatch, mode, state, said):
         fake(mode)
-        for patience in ("START_SECONDS", "OPEN_SECONDS", "FIRST_SOUND_SECONDS"):
-            monkeypatch.setattr(Microphone, patience, 1.0)
-        microphone = Microphone()
-        microphone.start()
-        assert wait_until(lambda: said in microphone.status().detail, 4), microphone.status()
-        assert microphone.status().state == state
+        microphone = WatchedMicrophone()
+        with monkeypatch.context() as short:  # only what is to run out: the rest may take its time
+            if patience := {"hangs": "OPEN_SECONDS", "silent": "FIRST_SOUND_SECONDS"}.get(mode):
+                short.setattr(Microphone, patience, 1.0)
+            microphone.start()
+            assert wait_until(lambda: microphone.was(state, said), 30), microphone.conditions
         fake("plays")
-        assert wait_until(lambda: microphone.status().state == "ok", 5), microphone.status()
+        assert wait_until(lambda: microphone.status().state == "ok", 30), microphone.status()
         microphone.stop()
         assert recording_processes() == {}
 
     def test_last_words_are_read_that_come_with_the_end_of_its_output(self, fake):
         fake("crashes")
         process = audio_input._RecordingProcess(None, None)
-        assert wait_until(lambda: "Z" in recording_processes().values(), 5)  # all of it waits in the pipes
+        assert wait_until(lambda: "Z" in recording_processes().values(), 30)  # all of it waits in the pipes
         with pytest.raises(audio_input._RecordingError, match="ended: the driver fell over"):
             for _ in range(100):
                 process.read(0.1)
@@ -353,22 +393,22 @@ class TestWithFakeSounddevice:
     def test_an_index_is_remembered_by_name(self, fake):
         microphone = Microphone(0)
         microphone.start()
-        assert wait_until(lambda: microphone.status().state == "ok", 5)
+        assert wait_until(lambda: microphone.status().state == "ok", 30)
         fake("absent")
         os.kill(the_recording_process(), signal.SIGKILL)
-        assert wait_until(lambda: "no usable microphone 'fake, Fake API'" in microphone.status().detail, 5)
+        assert wait_until(lambda: "no usable microphone 'fake, Fake API'" in microphone.status().detail, 30)
         microphone.stop()
 
     def test_sigint_does_not_end_it_and_sigterm_does(self, fake):
-        microphone = Microphone()
+        microphone = WatchedMicrophone()
         microphone.start()
-        assert wait_until(lambda: microphone.status().state == "ok", 5)
+        assert wait_until(lambda: microphone.status().state == "ok", 30)
         pid = the_recording_process()
         os.kill(pid, signal.SIGINT)
         time.sleep(0.5)
         assert microphone.status().state == "ok" and the_recording_process() == pid
         os.kill(pid, signal.SIGTERM)
-        assert wait_until(lambda: "ended by signal 15" in microphone.status().detail, 2)
+        assert wait_until(lambda: microphone.was("stale", "ended by signal 15"), 10), microphone.conditions
         microphone.stop()
 
     def test_a_clock_that_fails_is_said_and_survived(self, fake):
@@ -379,14 +419,15 @@ class TestWithFakeSounddevice:
 
         microphone = Microphone(clock=clock)
         microphone.start()
-        assert wait_until(lambda: "finite time" in microphone.status().detail, 3)
+        assert wait_until(lambda: "finite time" in microphone.status().detail, 30)
         fails.clear()
-        assert wait_until(lambda: microphone.status().state == "ok", 4)
+        assert wait_until(lambda: microphone.status().state == "ok", 30)
         microphone.stop()
 
     @pytest.mark.parametrize("mode, said", [("hangs", "gave no list"), ("unusable", "no sound for you")])
     def test_a_list_that_cannot_be_had_is_a_clear_error(self, fake, monkeypatch, mode, said):
-        monkeypatch.setattr(audio_input, "LIST_SECONDS", 0.5)
+        if mode == "hangs":
+            monkeypatch.setattr(audio_input, "LIST_SECONDS", 0.5)
         fake(mode)
         with pytest.raises(AudioDeviceError, match=said):
             list_devices()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import cv2
 import numpy as np
 import pytest
 
@@ -151,11 +152,15 @@ def test_wrong_input_is_refused():
 def test_fast_enough_for_a_live_node():
     image = np.zeros((960, 1920, 3), np.uint8)
     scene = scene_of((40, 10), (-100, -20), (179, 0), unseen=["siren"])
-    draw(image, scene)
-    durations = []
-    for _ in range(15):
-        start = time.perf_counter()
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # all of the work in this thread, whose own time a busy machine doesn't lengthen
+    try:
         draw(image, scene)
-        durations.append(time.perf_counter() - start)
-    # 6 to 12 ms on two cores; the limit leaves room for a machine that is busy with other work.
-    assert min(durations) < 0.03
+        durations = []
+        for _ in range(15):
+            start = time.thread_time()
+            draw(image, scene)
+            durations.append(time.thread_time() - start)
+    finally:
+        cv2.setNumThreads(threads)
+    assert min(durations) < 0.03  # 6 to 10 ms on an ordinary core

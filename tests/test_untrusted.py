@@ -19,6 +19,7 @@ import media
 import memory
 import numpy as np
 import pytest
+from test_audio_input import wait_until
 
 from avssl_ros import encoders, recording
 from avssl_ros.audio_input import MAX_FILE_SAMPLES, FileAudio, SoundFile, read_audio
@@ -184,19 +185,19 @@ def long_wav(path: Path, hours: float, rate: int = 48000, stored: int | None = N
 def test_a_wav_of_10_hours_is_refused_or_streamed(tmp_path):
     path = long_wav(tmp_path / "long.wav", 10)
     assert 10 * 3600 * 48000 > MAX_FILE_SAMPLES
-    begin = time.monotonic()
+    begin = time.process_time()  # decoding 10 hours is work; waiting for a busy machine is none
 
     def use():
         with pytest.raises(ValueError, match="more than 35 minutes.*cut it first"):
             read_audio(path)
         source = FileAudio(path, loop=True)
         source.start()
-        time.sleep(0.5)
-        assert source.status().state == "ok" and source.buffer.latest is not None
+        assert wait_until(lambda: source.buffer.latest is not None, 30)
+        assert source.status().state == "ok"
         source.stop()
 
     assert grown_by(use) < 50 << 20
-    assert time.monotonic() - begin < 5.0
+    assert time.process_time() - begin < 5.0
 
 
 def test_a_header_that_lies_about_10_hours_is_told(tmp_path):

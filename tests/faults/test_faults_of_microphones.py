@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is absent: pip install -e '.[ros]'")
 
-from observer import NOTICE_SECONDS, START_SECONDS, Observer, go_through, told
+from observer import NOTICE_SECONDS, START_SECONDS, Observer, children, go_through, told
 from ros_graph import LOUDNESS_NODE, Feed, wait_until
 
 pytestmark = [pytest.mark.ros, pytest.mark.debian]
@@ -39,9 +39,11 @@ class Plug:
         self._player.kill()
         self._player.wait()
 
-    def pull(self) -> None:
+    def pull(self) -> float:
         subprocess.run(["pactl", "unload-module", "module-null-sink"], check=True)
+        pulled = time.monotonic()  # not before: pactl may take its time, and until then there is sound
         self.stop()
+        return pulled
 
     def push(self) -> float:
         """Plug it in at another index than before."""
@@ -51,9 +53,11 @@ class Plug:
         subprocess.run(["pactl", "set-default-sink", "robot"], check=True)
         return self.play()
 
-    def kill_server(self) -> None:
+    def kill_server(self) -> float:
         self._pulse.kill()
+        killed = time.monotonic()
         self.stop()
+        return killed
 
     def start_server(self) -> float:
         self._pulse.start()
@@ -82,7 +86,7 @@ def observer(localizer, peer):
 
 def test_a_microphone_that_is_unplugged_and_muted(observer, plug, row):
     go_through(observer, row, "microphone is unplugged and back at another index (sound server's sink)", plug.pull,
-               plug.push, camera="ok", mode="seeing only")  # fmt: skip
+               plug.push, camera="ok", mode="seeing only", tries=2)  # fmt: skip
     wait_until(lambda: int(observer.figures["microphone"]["recoveries"]) > 0, NOTICE_SECONDS, "the count of recoveries")
     muted = plug.mute()
     noticed = observer.wait_for_state(2 * NOTICE_SECONDS, after=muted, hint="only zeros", microphone="ok")
@@ -94,15 +98,10 @@ def test_a_microphone_that_is_unplugged_and_muted(observer, plug, row):
 
 @pytest.mark.slow
 def test_a_recording_process_that_is_killed(localizer, observer, row):
-    def kill() -> None:
-        children = f"/proc/{localizer.pid}/task"
-        pids = [pid for task in os.listdir(children) for pid in open(f"{children}/{task}/children").read().split()]
-        assert len(pids) == 1
-        os.kill(int(pids[0]), signal.SIGKILL)
-
     observer.wait_for_source()
+    wait_until(lambda: len(children(localizer)) == 1, START_SECONDS, "the process that records")
     killed = time.monotonic()
-    kill()
+    os.kill(children(localizer)[0], signal.SIGKILL)
     noticed = observer.wait_for_state(after=killed, microphone="stale", hint="ended by signal 9")
     said = told(observer.state)
     back = max(observer.wait_for_state(START_SECONDS, after=noticed, mode="localizing"),

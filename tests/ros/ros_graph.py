@@ -125,8 +125,11 @@ class Peer:
 def wait_until(condition, seconds: float, what) -> None:
     """Return once `condition()` is true; fail after `seconds`, saying `what` (text, or what makes it) was awaited."""
     until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"waited {seconds} s in vain for {what() if callable(what) else what}"
+    while True:
+        is_late = time.monotonic() >= until  # before the look, so that there is one after a pause of the machine
+        if condition():
+            return
+        assert not is_late, f"waited {seconds} s in vain for {what() if callable(what) else what}"
         time.sleep(0.02)
 
 

@@ -1,8 +1,9 @@
-"""Other models while the node runs: it goes on with them in a moment, loses hardly an image, refuses what is none."""
+"""Other models while the node runs: it answers images all the while, goes on with them, and refuses what is none."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 import time
@@ -22,7 +23,18 @@ from avssl_ros.paths import shipped_models
 pytestmark = pytest.mark.ros
 
 HERE = " of this place"
-MISSED = 2
+RATE = 10.0  # images per second
+PAUSE_SECONDS = 1.0  # of images that are not answered one after the other: what a busy machine may bring about
+LOAD_SECONDS = 4.0  # more than loading takes in fact: were images to wait for it, that would show on any machine
+SLOW_TO_LOAD = ["-c", f"""
+from avssl_ros.ros import stopping
+stopping.listen()
+import sys, time
+from avssl_ros.ros import localizer_node
+make = localizer_node.make_localizer
+localizer_node.make_localizer = lambda values: (time.sleep({LOAD_SECONDS}), make(values))[1]
+sys.exit(localizer_node.main())
+"""]  # fmt: skip
 
 
 @pytest.fixture
@@ -38,9 +50,17 @@ def adapted(tmp_path) -> Path:
     return folder
 
 
-def names(message: String) -> list[str]:
+def longest_pause(asked: list[tuple[int, int]], answers: list[PointCloud2]) -> float:
+    """Seconds of images one after the other that were not answered."""
+    answered = {stamp_of(answer) for answer in answers}
+    runs = itertools.groupby(asked, lambda stamp: stamp in answered)
+    return max((len(list(run)) for is_answered, run in runs if not is_answered), default=0) / RATE
+
+
+def here(message: String) -> list[bool]:
+    """Of each name in a scene, whether the adapted models gave it."""
     scene = json.loads(message.data)
-    return [found["label"] for found in (*scene["sources"], *scene["unseen"])]
+    return [found["label"].endswith(HERE) for found in (*scene["sources"], *scene["unseen"])]
 
 
 def unusable(folder: Path) -> None:
@@ -63,24 +83,19 @@ def switched(peer, process, models: str, times: int) -> None:
 
 def test_the_node_takes_other_models_over_and_gives_them_back(processes, peer, adapted, tmp_path):
     sound = Path(__file__).resolve().parents[2] / "demo" / "scene.mp4"
-    # Small views, so that on a busy machine as well no image is lost but by the change.
-    process = processes.start(LOCALIZER, audio_source=str(sound), rate=0.0, view_size=128)
+    # Small views, so that a busy machine as well keeps up with the images.
+    process = processes.start(SLOW_TO_LOAD, audio_source=str(sound), rate=0.0, view_size=128)
     answers, scenes = peer.collect(PointCloud2, "localizer/sources"), peer.collect(String, "localizer/scene")
-    with Feed(peer, rate=10.0, size=(640, 320)) as feed:
+    with Feed(peer, rate=RATE, size=(640, 320)) as feed:
         wait_until(lambda: answers, 40.0, lambda: log_of(process))
-        time.sleep(2.0)
         first = len(feed.stamps)
         switched(peer, process, str(adapted), 1)
-        begun = len(scenes)
-        wait_until(lambda: any(name.endswith(HERE) for scene in scenes[begun:] for name in names(scene)), 30.0,
-                   "a name that the other models alone have")  # fmt: skip
+        wait_until(lambda: scenes and any(here(scenes[-1])), 30.0, "a name that the other models alone have")
         switched(peer, process, "", 2)
-        time.sleep(2.0)
-        asked = feed.stamps[first:-5]
-    begun = {stamp_of(answer) for answer in answers}
-    missed = [stamp for stamp in asked if stamp not in begun]
-    assert len(missed) <= 2 * MISSED, f"{len(missed)} of {len(asked)} images were not answered"
-    assert not any(name.endswith(HERE) for name in names(scenes[-1]))
+        wait_until(lambda: here(scenes[-1]) and not any(here(scenes[-1])), 30.0, "names of the shipped models")
+        asked = feed.stamps[first:]
+    assert len(asked) > LOAD_SECONDS * RATE
+    assert longest_pause(asked, answers) <= PAUSE_SECONDS, "images were not answered while models were loaded"
 
 
 def test_what_is_no_model_is_refused_and_nothing_changes(processes, peer, adapted):

@@ -60,13 +60,18 @@ class Listener:
     def wait_for_source(self) -> None:
         wait_until(self.sounding, START_SECONDS, "a source")
 
-    def wait_for_diagnosis(self, part: str, level: bytes, text: str = "") -> DiagnosticStatus:
-        """A status of `part` with this level and text that is published from now on."""
+    def figure(self, part: str, name: str) -> int:
+        """What the newest diagnosis of `part` counts under this name, 0 before the first."""
+        statuses = [status for message in list(self._diagnostics) for status in message.status]
+        return next((int(figures(s)[name]) for s in reversed(statuses) if s.name.endswith(part)), 0)
+
+    def wait_for_diagnosis(self, part: str, level: bytes | None, text: str = "") -> DiagnosticStatus:
+        """A status of `part` with this level (None: any) and text that is published from now on."""
         seen = len(self._diagnostics)
 
         def found():
             statuses = [status for message in self._diagnostics[seen:] for status in message.status]
-            return [s for s in statuses if s.name.endswith(part) and s.level == level and text in s.message]
+            return [s for s in statuses if s.name.endswith(part) and level in (None, s.level) and text in s.message]
 
         def said() -> str:
             statuses = [status for message in self._diagnostics[seen:] for status in message.status]
@@ -81,29 +86,55 @@ def listener(peer):
     return Listener(peer)
 
 
+@pytest.fixture
+def patient(localizer, peer):
+    """The localizer's sources are not ended by a pause of the machine."""
+    assert peer.set_parameter("localizer", "sensor_timeout", 10.0).successful
+    yield
+    assert peer.set_parameter("localizer", "sensor_timeout", 1.0).successful
+
+
 def figures(status: DiagnosticStatus) -> dict[str, str]:
     return {value.key: value.value for value in status.values}
 
 
-def test_every_image_is_answered_with_its_own_stamp_and_readable_results(localizer, peer, listener):
+def answered_in_a_row(asked: list[tuple[int, int]], answered: set[tuple[int, int]]) -> int:
+    """The most images one after the other that were all answered."""
+    runs = itertools.groupby(asked, lambda stamp: stamp in answered)
+    return max((len(list(run)) for is_answered, run in runs if is_answered), default=0)
+
+
+def test_every_image_is_answered_with_its_own_stamp_and_readable_results(localizer, patient, peer, listener):
+    def answers() -> dict:
+        """Those with a source, by stamp: one that ends the sources has a time of its own."""
+        return {stamp_of(message): message for message in list(listener.sources) if message.width}
+
+    def are_of_one_image() -> bool:
+        outputs = (listener.direction, listener.maps, [m.markers[0] for m in list(listener.markers) if m.markers])
+        return bool(answers().keys() & set.intersection(*({stamp_of(m) for m in list(output)} for output in outputs)))
+
     with Feed(peer, azimuth_deg=90.0) as feed:
-        listener.wait_for_source()
-        first = len(feed.stamps)
-        time.sleep(4.0)
-        asked = feed.stamps[first:-2]
-        time.sleep(0.5)
-        answered = {stamp_of(message) for message in listener.sources}
-        markers_now = listener.markers[-1].markers
-    assert len(asked) > 25
-    assert len(answered.intersection(asked)) >= 0.8 * len(asked)  # what is dropped depends on what else runs here
-    assert answered <= set(feed.stamps), "a result carries a stamp that no image had"
-    record = converters.cloud_to_records(next(m for m in listener.sources if m.width))[0]
+        wait_until(lambda: len(answers()) >= 25, START_SECONDS, "25 answers")
+        # A busy machine drops images now and then, a node that cannot keep up or leaves some out does it all the time.
+        wait_until(lambda: answered_in_a_row(list(feed.stamps), set(answers())) >= 10, START_SECONDS,
+                   "answers to ten images in a row")  # fmt: skip
+        wait_until(are_of_one_image, START_SECONDS, "a direction, a map and markers with the stamp of an answer")
+        received = list(listener.sources)
+        processing = figures(listener.wait_for_diagnosis("localizer: processing", None))
+    answered = answers()
+    first = next(number for number, message in enumerate(received) if message.width)
+    identities = [[int(i) for i in converters.cloud_to_records(message)["id"]] for message in received[first:]]
+    assert identities == len(identities) * [identities[0]], "the source did not go on as one"
+    assert answered.keys() <= set(feed.stamps), "a result carries a stamp that no image had"
+    taken = int(processing["received"]) - int(processing["dropped"])
+    assert int(processing["answered"]) >= 0.8 * taken
+    record = converters.cloud_to_records(answered[min(answered)])[0]
     assert abs(np.degrees(record["azimuth"]) - 90) < 5 and record["y"] > 0.9
     assert listener.direction[-1].header.frame_id == "camera"
-    map_ = converters.image_to_map(listener.maps[-1])
+    map_ = converters.image_to_map(next(m for m in listener.maps if stamp_of(m) in answered))
     assert map_.shape == (32, 64) and map_.max() > 0.5
-    assert {m.ns for m in markers_now if m.action == Marker.ADD} == {"source", "label"}
-    assert listener.events.count("onset") == 1
+    markers = next(m.markers for m in listener.markers if any(stamp_of(marker) in answered for marker in m.markers))
+    assert {m.ns for m in markers if m.action == Marker.ADD} == {"source", "label"}
 
 
 def test_sources_end_when_the_camera_stops(localizer, peer, listener):
@@ -141,19 +172,20 @@ def test_bad_images_and_bad_sound_are_counted_and_survived(localizer, peer, list
     def nothing_sounds_while_bad_images_arrive() -> bool:
         feed.images.publish(CompressedImage(header=feed.header(), format="jpeg", data=next(bad_images)))
         time.sleep(0.2)
-        return not listener.sounding()
+        return listener.figure("localizer: camera", "bad images") >= 4 and not listener.sounding()
 
     with Feed(peer) as feed:
         listener.wait_for_source()
         feed.camera_on = False
-        wait_until(nothing_sounds_while_bad_images_arrive, 10.0, "sources to end with nothing but bad images")
+        wait_until(nothing_sounds_while_bad_images_arrive, START_SECONDS,
+                   "four images to be counted as bad, and sources to end with nothing but those")  # fmt: skip
         feed.sound.publish(PointCloud2(header=feed.header()))
         feed.sound.publish(converters.sound_to_cloud(np.full(800, np.nan, np.float32), 16000, feed.header()))
         feed.camera_on = True
         listener.wait_for_source()
-        camera = listener.wait_for_diagnosis("camera", DiagnosticStatus.WARN, "cannot be read")
+        listener.wait_for_diagnosis("camera", DiagnosticStatus.WARN, "cannot be read")
+        wait_until(lambda: listener.figure("localizer: microphone", "bad sound") >= 2, START_SECONDS, "bad sound")
         microphone = listener.wait_for_diagnosis("microphone", DiagnosticStatus.OK)
-    assert int(figures(camera)["bad images"]) >= 4
     assert int(figures(microphone)["bad sound"]) == 2
     assert "left out" in log_of(localizer) and localizer.poll() is None
 
@@ -161,13 +193,18 @@ def test_bad_images_and_bad_sound_are_counted_and_survived(localizer, peer, list
 def test_why_images_without_a_stamp_are_left_out_is_said_as_well(processes, peer, listener):
     process = processes.start(LOUDNESS_NODE, "-r", "__node:=unstamped", audio_source="topic")
     sources = peer.collect(PointCloud2, "unstamped/sources")
+
+    def unstamped_are_answered() -> bool:
+        """By enough answers for the p95 of the latencies of the last ten seconds to tell of theirs as well."""
+        return sum(stamp_of(message) == (0, 0) for message in list(sources)) > 10
+
     with Feed(peer) as feed:
         wait_until(lambda: any(message.width for message in sources), START_SECONDS, "a source")
-        feed.camera_on = False
-        for image in (feed.jpeg, jpeg_with_spot((256, 144), 0.0), feed.jpeg):
-            feed.images.publish(CompressedImage(header=Header(frame_id="camera"), format="jpeg", data=image))
-            time.sleep(0.3)
-        wait_until(lambda: "left out" in log_of(process), 5.0, lambda: log_of(process))
+        feed.header = lambda: Header(frame_id="camera")  # the camera goes on, but stamps nothing any more
+        wait_until(unstamped_are_answered, START_SECONDS, "answers to images without a stamp")
+        feed.jpeg, readable = jpeg_with_spot((256, 144), 0.0), feed.jpeg
+        wait_until(lambda: "left out" in log_of(process), START_SECONDS, lambda: log_of(process))
+        feed.jpeg = readable
         processing = figures(listener.wait_for_diagnosis("unstamped: processing", DiagnosticStatus.OK))
     assert "no stamp" in log_of(process) and "twice as wide as high" in log_of(process)
     assert processing["failures"] == "0" and 0.0 <= float(processing["latency p95"]) < 5.0
@@ -208,10 +245,15 @@ def test_thresholds_and_rate_apply_while_the_node_runs(localizer, peer, listener
         assert peer.set_parameter("localizer", "onset_confidence", 0.5).successful
         listener.wait_for_source()
         assert peer.set_parameter("localizer", "rate", 4.0).successful
-        time.sleep(0.5)
-        answers = len(listener.sources)
-        time.sleep(2.0)
-        assert 5 <= len(listener.sources) - answers <= 9
+        changed = time.time()
+
+        def moments() -> list[float]:
+            stamps = [converters.stamp_to_seconds(message.header.stamp) for message in list(listener.sources)]
+            return [stamp for stamp in stamps if stamp > changed][1:9]  # the first was still due by the old rate
+
+        wait_until(lambda: len(moments()) == 8, 10.0, "answers at the new rate")
+        # 1.75 s at 4 Hz and 0.47 s at 15 Hz. After a pause of the machine two may follow on each other sooner.
+        assert moments()[-1] - moments()[0] > 1.0 and np.median(np.diff(moments())) < 0.5
         assert peer.set_parameter("localizer", "rate", 15.0).successful
 
 
@@ -306,11 +348,14 @@ def test_raw_images_are_read_where_asked_for(processes, peer):
     image[32, 32] = 255
     with Feed(peer) as feed:
         wait_until(lambda: publisher.get_subscription_count(), START_SECONDS, "the raw subscription")
-        until = time.monotonic() + 10
-        while not any(message.width for message in sources) and time.monotonic() < until:
+
+        def found_in_one_more() -> bool:
             message = Image(header=feed.header(), height=64, width=128, encoding="rgb8", step=384, data=image.tobytes())
             publisher.publish(message)
             time.sleep(0.1)
+            return any(message.width for message in sources)
+
+        wait_until(found_in_one_more, START_SECONDS, "a source in raw images")
     found = next(message for message in sources if message.width)
     assert found.header.frame_id == "head"
     assert abs(np.degrees(converters.cloud_to_records(found)["azimuth"][0]) - 90) < 3

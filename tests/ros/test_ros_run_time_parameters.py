@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def wait_for_source(sources: list) -> None:
     wait_until(lambda: any(message.width for message in sources[begun:]), START_SECONDS, "a source")
 
 
+def end_and_begin(events: list[String]) -> bool:
+    """Whether there is an onset behind an offset. The onset from before may come late, and stand before both."""
+    kinds = [json.loads(message.data)["event"] for message in events]
+    return "offset" in kinds and "onset" in kinds[kinds.index("offset") :]
+
+
 @pytest.mark.parametrize(
     "values, said",
     [
@@ -76,8 +83,7 @@ def test_other_views_end_the_sources_and_find_them_again(localizer, peer, source
         told = len(events)
         changed = peer.set_parameters("localizer", view_azimuths_deg=[0.0, 180.0], views_per_frame=1, view_size=128)
         assert changed.successful, changed.reason
-        wait_until(lambda: len(events) >= told + 2, 5.0, "an offset and an onset")
-        assert '"offset"' in events[told].data and '"onset"' in events[told + 1].data
+        wait_until(lambda: end_and_begin(events[told:]), 5.0, "an offset and an onset")
         azimuths = [0.0, 90.0, 180.0, 270.0]
         assert peer.set_parameters("localizer", view_azimuths_deg=azimuths, views_per_frame=0, view_size=0).successful
         wait_for_source(sources)
@@ -118,6 +124,11 @@ def test_the_shipped_models_look_through_other_views_while_they_run(processes, p
     process = processes.start(LOCALIZER, "-r", "__node:=real", audio_source="topic")
     sources = peer.collect(PointCloud2, "real/sources")
     diagnostics = peer.collect(DiagnosticArray, "/diagnostics")
+
+    def processing(messages: list[DiagnosticArray]) -> list:
+        """What this node says: the other one of this file is there as well."""
+        return [status for message in messages for status in message.status if status.name == "real: processing"]
+
     with Feed(peer, size=(1280, 640)):
         wait_until(lambda: len(sources) > 5, START_SECONDS, "answers")
         views = {"view_azimuths_deg": [45.0, 225.0], "view_fov_deg": 80.0, "view_size": 128, "views_per_frame": 1,
@@ -126,6 +137,6 @@ def test_the_shipped_models_look_through_other_views_while_they_run(processes, p
         assert changed.successful, changed.reason
         answered, said = len(sources), len(diagnostics)
         wait_until(lambda: len(sources) > answered + 10, START_SECONDS, "answers with other views")
-        wait_until(lambda: len(diagnostics) > said + 1, START_SECONDS, "diagnostics")
-    values = {value.key: value.value for s in diagnostics[-1].status if "processing" in s.name for value in s.values}
+        wait_until(lambda: len(processing(diagnostics[said:])) > 1, START_SECONDS, "diagnostics")
+    values = {value.key: value.value for value in processing(diagnostics)[-1].values}
     assert values["failures"] == "0", log_of(process)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,12 +28,24 @@ def test_large_images_are_answered_each_with_its_own_stamp(tmp_path):
     (figures,) = json.loads(report.read_text())["runs"]
     # How many there are depends on what else this machine does; on an idle one all 60 are accepted.
     assert figures["images_published"] >= 20 and figures["images_accepted"] >= 10, figures
-    assert figures["answered_of_accepted"] >= 0.95, figures
+    accepted, answers = figures["images_accepted"], figures["answers"]
+    assert accepted - answers <= max(1, 0.05 * accepted), figures  # one may be in work when the counters are written
     assert figures["answers_with_a_foreign_stamp"] == 0, figures
-    assert figures["maps"] >= 0.95 * figures["answers"], figures
+    assert answers - figures["maps"] <= max(1, 0.05 * answers), figures
     # The demo scene begins with a sheep that bleats, so there is something to mark.
     assert figures["sources_published"] > 0 and figures["marker_messages"] > 0, figures
     assert figures["bad_images"] == figures["bad_sound"] == 0, figures
+
+
+def test_an_end_of_sources_is_known_though_its_stamp_lies_after_the_next_images():
+    """Else it counts above as an answer with a foreign stamp."""
+    spec = importlib.util.spec_from_file_location("node_dds", BENCHMARK)
+    node_dds = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(node_dds)
+    first, end, next_image, foreign = (10, 0), (11, 50_000_000), (10, 900_000_000), (11, 100_000_000)
+    recorder = SimpleNamespace(sources=dict.fromkeys((first, end, next_image, foreign), 0.0), empty={end, foreign},
+                               images=dict.fromkeys((first, next_image), 0.0))  # fmt: skip
+    assert node_dds.endings(recorder) == {end}
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_a_slow_source_gives_the_bytes_after_latency_and_bandwidth():
     slow = SlowSource(Bytes(), latency=0.02, bandwidth=1e5)
     started = time.perf_counter()
     assert slow[2] == Bytes()[2]
-    assert 0.05 <= time.perf_counter() - started < 1.0
+    assert time.perf_counter() - started >= 0.05
 
 
 @pytest.mark.parametrize("readers", [1, 3])

@@ -45,6 +45,12 @@ def run(tmp_path_factory):
     return replace(config, steps=4), train(replace(config, steps=4))
 
 
+@pytest.fixture(scope="module")
+def models(run, tmp_path_factory):
+    """The model folder of that run; read by several tests, written by none."""
+    return export.export(export.ExportConfig(run=run[0].run, output=tmp_path_factory.mktemp("exported") / "models"))
+
+
 def test_a_stopped_run_goes_on_where_it_was(run):
     config, metrics = run
     lines = [json.loads(line) for line in (config.run / "log.jsonl").read_text().splitlines()]
@@ -66,6 +72,7 @@ def start(config: TrainConfig, folder: Path) -> subprocess.Popen:
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, cwd=folder)
 
 
+@pytest.mark.timeout(900)  # three processes that import torch and train, beside others
 def test_a_run_killed_in_the_middle_ends_with_the_curve_of_an_unbroken_one(run, tmp_path):
     config = replace(run[0], steps=5, checkpoint_every=1, validate_every=5, precision="32-true", accelerator="cpu")
     whole, broken = replace(config, run=tmp_path / "whole"), replace(config, run=tmp_path / "broken")
@@ -75,7 +82,7 @@ def test_a_run_killed_in_the_middle_ends_with_the_curve_of_an_unbroken_one(run, 
         time.sleep(0.05)
     first.kill()
     assert first.wait() == -signal.SIGKILL, first.stderr.read()
-    assert start(broken, tmp_path).wait(200) == 0 and start(whole, tmp_path).wait(200) == 0
+    assert start(broken, tmp_path).wait(400) == 0 and start(whole, tmp_path).wait(400) == 0
     assert [line["step"] for line in curve(broken.run)] == [1, 2, 3, 4, 5]
     for resumed, unbroken in zip(curve(broken.run), curve(whole.run)):
         assert resumed == pytest.approx(unbroken, rel=1e-5, nan_ok=True)
@@ -174,22 +181,22 @@ def test_the_export_is_what_torch_computes_and_the_runtime_loads_it(run, tmp_pat
     assert not left_over.exists()
 
 
-def test_an_audio_encoder_alone_joins_the_visual_one_of_a_model_folder(run, tmp_path):
-    whole = export.export(export.ExportConfig(run=run[0].run, output=tmp_path / "whole"))
+def test_an_audio_encoder_alone_joins_the_visual_one_of_a_model_folder(run, models, tmp_path):
     other = replace(run[0], run=tmp_path / "audio", seed=3, mix=replace(run[0].mix, views=0))
     train(other)
-    joined = export.export(export.ExportConfig(other.run, visual_from=whole, output=tmp_path / "joined"))
-    assert (joined / "visual.onnx").read_bytes() == (whole / "visual.onnx").read_bytes()
-    assert (joined / "audio.onnx").read_bytes() != (whole / "audio.onnx").read_bytes()
-    mean = export.export(export.ExportConfig(other.run, visual_from=whole, audio_with=whole, output=tmp_path / "mean"))
+    joined = export.export(export.ExportConfig(other.run, visual_from=models, output=tmp_path / "joined"))
+    assert (joined / "visual.onnx").read_bytes() == (models / "visual.onnx").read_bytes()
+    assert (joined / "audio.onnx").read_bytes() != (models / "audio.onnx").read_bytes()
+    both = export.ExportConfig(other.run, visual_from=models, audio_with=models, output=tmp_path / "mean")
+    mean = export.export(both)
     sound = np.random.default_rng(0).normal(size=(1, 128, 200)).astype(np.float32)
-    first, second, middle = (Localizer(folder).encoders.audio(sound) for folder in (whole, joined, mean))
+    first, second, middle = (Localizer(folder).encoders.audio(sound) for folder in (models, joined, mean))
     assert np.abs(first - second).max() > 1e-4  # one step of training apart: the mean of the weights lies between
     np.testing.assert_allclose(middle, (first + second) / 2, atol=0.3 * np.abs(first - second).max())
-    swapped = export.export(export.ExportConfig(other.run, audio_from=whole, output=tmp_path / "swapped"))
-    assert (swapped / "audio.onnx").read_bytes() == (whole / "audio.onnx").read_bytes()
+    swapped = export.export(export.ExportConfig(other.run, audio_from=models, output=tmp_path / "swapped"))
+    assert (swapped / "audio.onnx").read_bytes() == (models / "audio.onnx").read_bytes()
     with pytest.raises(ValueError, match="either kept"):
-        export.export(export.ExportConfig(other.run, audio_from=whole, audio_with=joined, output=tmp_path / "both"))
+        export.export(export.ExportConfig(other.run, audio_from=models, audio_with=joined, output=tmp_path / "both"))
     assert not (tmp_path / "both").exists()
     described = Localizer(swapped).manifest
     assert described["training"]["audio_from"]["sha256"] == described["audio"]["sha256"]
@@ -197,8 +204,7 @@ def test_an_audio_encoder_alone_joins_the_visual_one_of_a_model_folder(run, tmp_
     assert training["step"] == 4 and training["mix"]["views"] == 2 and training["audio_run"]["mix"]["views"] == 0
 
 
-def test_a_run_goes_on_from_a_model_folder_and_may_leave_one_encoder_alone(run, tmp_path):
-    models = export.export(export.ExportConfig(run=run[0].run, output=tmp_path / "models"))
+def test_a_run_goes_on_from_a_model_folder_and_may_leave_one_encoder_alone(run, models, tmp_path):
     further = replace(run[0], run=tmp_path / "further", start=models, learns="visual", steps=2)
     train(further)
     after = export.export(export.ExportConfig(run=further.run, output=tmp_path / "after"))
@@ -218,8 +224,7 @@ def test_a_run_goes_on_from_a_model_folder_and_may_leave_one_encoder_alone(run, 
     assert (after / "visual.onnx").read_bytes() != (models / "visual.onnx").read_bytes()
 
 
-def test_a_model_folder_of_another_space_is_refused(run, tmp_path):
-    models = export.export(export.ExportConfig(run=run[0].run, output=tmp_path / "models"))
+def test_a_model_folder_of_another_space_is_refused(run, models, tmp_path):
     with pytest.raises(ValueError, match="VisualEncoder of 128 dimensions"):
         train(replace(run[0], run=tmp_path / "other", start=models, dimensions=128))
 
