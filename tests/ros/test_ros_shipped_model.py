@@ -37,15 +37,28 @@ def test_large_images_are_answered_each_with_its_own_stamp(tmp_path):
     assert figures["bad_images"] == figures["bad_sound"] == 0, figures
 
 
-def test_an_end_of_sources_is_known_though_its_stamp_lies_after_the_next_images():
-    """Else it counts above as an answer with a foreign stamp."""
+@pytest.fixture
+def node_dds():
     spec = importlib.util.spec_from_file_location("node_dds", BENCHMARK)
-    node_dds = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(node_dds)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_end_of_sources_is_known_though_its_stamp_lies_after_the_next_images(node_dds):
+    """Else it counts above as an answer with a foreign stamp."""
     first, end, next_image, foreign = (10, 0), (11, 50_000_000), (10, 900_000_000), (11, 100_000_000)
     recorder = SimpleNamespace(sources=dict.fromkeys((first, end, next_image, foreign), 0.0), empty={end, foreign},
                                images=dict.fromkeys((first, next_image), 0.0))  # fmt: skip
     assert node_dds.endings(recorder) == {end}
+
+
+def test_an_image_that_the_benchmark_itself_lost_is_the_cameras(node_dds):
+    first = (1_795_000_000, 950_000_000)
+    assert node_dds.is_of_the_camera((1_795_000_003, 150_000_001), first, 10.0)
+    assert node_dds.is_of_the_camera((1_795_000_001, 16_666_666), first, 15.0)
+    assert not node_dds.is_of_the_camera((1_795_000_003, 151_000_000), first, 10.0)
+    assert not node_dds.is_of_the_camera((1_795_000_000, 850_000_000), first, 10.0)
 
 
 @pytest.mark.parametrize(
