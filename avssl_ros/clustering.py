@@ -19,9 +19,6 @@ import numpy as np
 SHARPNESS = 12.0  # concentration around a prototype: scale of cosines before a softmax
 NOTHING = 0.4  # cosine at which "nothing that sounds" stands among the prototypes
 
-CONFIDENCES = ("source", "stream", "unseen")  # what a decision has regressions for
-BY_VIEW_SIZE = "by_view_size"  # where it has further ones, by the pixels of a view's width that they were fitted for
-
 # Neutral until training/calibrate.py has fitted them on validation scenes; see MODEL_CARD.md.
 NEUTRAL_DECISION = {
     "level_floor_db": -60.0,  # loudest 100 ms below this, dB of full scale: nothing sounds

@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
 from avssl_ros import features
-from avssl_ros.clustering import BY_VIEW_SIZE, CONFIDENCES, NEUTRAL_DECISION
+from avssl_ros.clustering import NEUTRAL_DECISION
 from avssl_ros.json_input import is_number, parse_object
 from avssl_ros.paths import shipped_models
 
@@ -115,19 +114,11 @@ def _check_decision(manifest: dict, path: Path) -> None:
     decision = manifest["decision"]
     for name, (least, most) in DECISION_RANGES.items():
         _within(path, f"decision {name}", decision[name], least, most, whole=False)
-    by_view_size = decision.get(BY_VIEW_SIZE, {})
-    for size in by_view_size:
-        _within(path, f"decision {BY_VIEW_SIZE}", int(size) if size.isdecimal() else size, 32, 1024)
-    parts = {"": decision, **{f"{BY_VIEW_SIZE} {size} ": part for size, part in by_view_size.items()}}
-    for (of, part), name in product(parts.items(), CONFIDENCES):
-        weights, wanted = part[name]["weights"], len(NEUTRAL_DECISION[name]["weights"])
-        if len(weights) != wanted or not all(is_number(n, -1e6, 1e6) for n in (part[name]["bias"], *weights)):
-            raise ValueError(
-                f"{path}: decision {of}{name} must have a bias and {wanted} weights, all finite numbers, got "
-                f"{len(weights)} weights; calibrate the model again (training/calibrate.py)"
-            )
-    if any(set(part) != set(CONFIDENCES) for part in by_view_size.values()):
-        raise ValueError(f"{path}: decision {BY_VIEW_SIZE} may have {', '.join(CONFIDENCES)} of each size and no more")
+    for name in ("source", "stream", "unseen"):
+        weights, wanted = decision[name]["weights"], len(NEUTRAL_DECISION[name]["weights"])
+        if len(weights) != wanted or not all(is_number(n, -1e6, 1e6) for n in (decision[name]["bias"], *weights)):
+            raise ValueError(f"{path}: decision {name} must have a bias and {wanted} weights, all finite numbers, got "
+                             f"{len(weights)} weights; calibrate the model again (training/calibrate.py)")  # fmt: skip
     labels = set(manifest["labels"])
     named = {name for heard, seen in manifest["made_by"].items() for name in (heard, *seen)}
     if not named <= labels:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from avssl_ros import blas, features, fusion
-from avssl_ros.clustering import BY_VIEW_SIZE, Cluster, cluster
+from avssl_ros.clustering import Cluster, cluster
 from avssl_ros.encoders import Encoders
 from avssl_ros.geometry import (
     ViewLayout,
@@ -78,7 +78,7 @@ class Localizer:
         self.view_size = view_size or self.encoders.size
         self.fov_deg = float(fov_deg)
         self.prototypes = np.asarray(self.manifest["prototypes"], dtype=np.float32)
-        self.decision = decision_for(self.manifest, self.view_size)
+        self.decision = self.manifest["decision"]
         self.noise: NoiseProfile | None = None
         number = {label: index for index, label in enumerate(self.labels)}
         self.made_by = {number[heard]: [number[label] for label in seen]
@@ -90,7 +90,6 @@ class Localizer:
         other = copy.copy(self)
         other.layout, other.fov_deg = layout or ViewLayout(), float(fov_deg)
         other.view_size = view_size or self.encoders.size
-        other.decision = decision_for(self.manifest, other.view_size)
         return other
 
     def useful_width(self, projection: str) -> int:
@@ -449,17 +448,6 @@ class LocalizerStream:
         """Forgets all tracks, without events."""
         self.silence(0.0)
         self._time = None
-
-
-def decision_for(manifest: dict, view_size: int) -> dict:
-    """The manifest's decision, with the confidences that were fitted for views of about that width.
-
-    What is small in a view looks less like anything, so one fitted for larger views expects too much there.
-    """
-    decision = manifest["decision"]
-    fitted = {int(size): part for size, part in decision.get(BY_VIEW_SIZE, {}).items()}
-    fitted |= {manifest["visual"]["size"]: {}}
-    return decision | fitted[min(fitted, key=lambda size: abs(np.log(size / view_size)))]
 
 
 def check_views(fov_deg: float, view_size: int | None) -> None:

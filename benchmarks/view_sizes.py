@@ -3,7 +3,7 @@
     python benchmarks/view_sizes.py [--scenes 200] [--json FILE]      (make bench-sizes)
 
 A row for each width of a view in pixels (`view_size` of the node), all on the same scenes with the same model and the
-confidence that it has for the nearest width. Scenes are composites of test items, as in benchmarks/localization.py;
+confidence that was fitted for its own size. Scenes are composites of test items, as in benchmarks/localization.py;
 training/evaluate.py explains what is measured:
 
 right          the strongest answer is nearest to an object that sounds, where 1, 2 and 3 of 4 do

@@ -9,7 +9,7 @@ import pytest
 from avssl_ros import Localizer, features, fusion
 from avssl_ros.audio_input import read_audio
 from avssl_ros.geometry import ViewLayout, angle_between, direction_to_pixel
-from avssl_ros.localizer import CloserLook, ViewsInTurn, closer_azimuths, decision_for
+from avssl_ros.localizer import CloserLook, ViewsInTurn, closer_azimuths
 from avssl_ros.paths import demo_scene
 from avssl_ros.scene import Localization, Source, Unseen
 from avssl_ros.video_input import VideoFile
@@ -221,20 +221,6 @@ def test_a_larger_view_gives_the_same_map_from_more_patches_and_odd_sizes_are_re
     for wrong in (100, 32, 2048):
         with pytest.raises(ValueError, match=f"multiple of 32 from 64 to 1024 pixels, got {wrong}"):
             Localizer(view_size=wrong)
-
-
-def test_views_have_the_confidence_that_was_fitted_for_about_their_width():
-    others = {str(size): {"source": {"bias": float(size), "weights": []}} for size in (160, 224)}
-    manifest = {"visual": {"size": 352}, "decision": {"publish": 0.3, "source": "of 352", "by_view_size": others}}
-    found = {size: decision_for(manifest, size)["source"] for size in (64, 160, 192, 224, 256, 288, 352, 1024)}
-    small, middle = others["160"]["source"], others["224"]["source"]
-    assert found[64] == found[160] == small and found[192] == found[224] == found[256] == middle
-    assert {found[size] for size in (288, 352, 1024)} == {"of 352"} and decision_for(manifest, 160)["publish"] == 0.3
-    del manifest["decision"]["by_view_size"]
-    assert decision_for(manifest, 64)["source"] == "of 352"
-    shipped = Localizer()
-    assert shipped.with_views(view_size=160).decision == Localizer(view_size=160).decision
-    assert shipped.with_views(view_size=160).with_views().decision == shipped.decision
 
 
 class Eyes:

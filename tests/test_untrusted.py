@@ -23,7 +23,6 @@ from test_audio_input import wait_until
 
 from avssl_ros import encoders, recording
 from avssl_ros.audio_input import MAX_FILE_SAMPLES, FileAudio, SoundFile, read_audio
-from avssl_ros.clustering import CONFIDENCES, NEUTRAL_DECISION
 from avssl_ros.json_input import parse_object
 from avssl_ros.paths import shipped_models
 from avssl_ros.scene import Localization, Source, read_scene
@@ -285,9 +284,6 @@ def test_a_manifest_of_a_gigabyte_is_not_read(folder):
     ("visual", "size", 10**9), ("visual", "size", "288"), ("audio", "seconds", 10**6), ("visual", "stride", 0),
     ("decision", "publish", "0.5"), ("decision", "stream", {"bias": 0, "weights": [None]}),
     ("decision", "stream", {"bias": 0, "weights": 15 * [1.0]}),
-    ("decision", "by_view_size", {"wide": {}}), ("decision", "by_view_size", {"4096": {}}),
-    ("decision", "by_view_size", {"160": {name: NEUTRAL_DECISION[name] for name in (*CONFIDENCES, "publish")}}),
-    ("decision", "by_view_size", {"160": {name: {"bias": 0, "weights": [None]} for name in CONFIDENCES}}),
     ("decision", "same_cosine", 1.0), ("decision", "smallest_share", 0), ("decision", "audio_gate", -0.1),
     ("made_by", "crowd or applause", ["unicorn"]), ("visual", "sha256", None),
 ])  # fmt: skip

@@ -2,7 +2,6 @@
 
     python training/calibrate.py --models models --data ../shared/data
     python training/calibrate.py --models small --data None --clips.shards shards
-    python training/calibrate.py --models models --view-size 160       # another for smaller views, beside it
 
 Runs the localizer itself on scenes with one and two sounding objects and on negatives, collects the candidate regions
 of every round with their features (avssl_ros/fusion.py: explain) and whether they lie on an object that sounds, and
@@ -26,7 +25,7 @@ from scipy.optimize import minimize
 from tqdm import trange
 
 from avssl_ros import Localizer, features, fusion
-from avssl_ros.clustering import BY_VIEW_SIZE, NEUTRAL_DECISION, Cluster
+from avssl_ros.clustering import NEUTRAL_DECISION, Cluster
 from avssl_ros.geometry import angle_between
 from avssl_ros.localizer import RECENT_SECONDS, CloserLook
 from training.clip_collection import ClipsConfig, concept_called
@@ -50,7 +49,6 @@ class CalibrateConfig:
     data: Path | None = Path("../shared/data")  # folder with photos/, sounds/ and panoramas/; None: clips alone
     clips: ClipsConfig = field(default_factory=ClipsConfig)
     split: str = "validation"  # whose items scenes are made of; test items take no part
-    view_size: int | None = None  # pixels of a view's width that it is for, beside the model's own; None: the own
     visible: int = 4  # objects in a scene
     least_photos: int = 3  # a concept needs to take part
     least_sounds: int = 1
@@ -173,7 +171,7 @@ def fit_names(names: Rounds) -> dict:
 
 def calibrate(config: CalibrateConfig) -> dict:
     """Fits and writes the decision part of the manifest; returns it."""
-    localizer = Localizer(config.models, view_size=config.view_size)
+    localizer = Localizer(config.models)
     generator = open_scenes(config.data, config.split, config.seed, config.clips, config.visible, config.least_photos,
                             config.least_sounds)
     groups, names, of_streams = [], [], []
@@ -198,16 +196,12 @@ def calibrate(config: CalibrateConfig) -> dict:
         print("no timelines (they need four concepts that sound): streams get the confidence of whole windows")
     path = config.models / "manifest.json"
     manifest = json.loads(path.read_text())
-    decision = manifest["decision"]
-    fitted = {"source": fit(groups), "stream": fit(of_streams or groups), "unseen": fit_names(names)}
-    if localizer.view_size == manifest["visual"]["size"]:
-        decision |= {**fitted, "publish": config.source_publish, "publish_unseen": config.unseen_publish}
-    else:
-        decision[BY_VIEW_SIZE] = {**decision.get(BY_VIEW_SIZE, {}), str(localizer.view_size): fitted}
+    manifest["decision"] |= {"source": fit(groups), "stream": fit(of_streams or groups), "unseen": fit_names(names),
+                             "publish": config.source_publish, "publish_unseen": config.unseen_publish}
     write_whole(path, as_json(manifest))
     findable, named = (sum(right.any() for _, right in parts) / max(len(parts), 1) for parts in (groups, names))
     print(f"{len(groups)} rounds, {findable:.0%} with a right candidate; {named:.0%} of {len(names)} named right")
-    return decision
+    return manifest["decision"]
 
 
 if __name__ == "__main__":

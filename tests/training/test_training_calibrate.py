@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from avssl_ros import Localizer
 from avssl_ros.clustering import NEUTRAL_DECISION
 from avssl_ros.paths import shipped_models
 from training import calibrate
@@ -124,18 +123,6 @@ def test_streams_get_a_confidence_of_their_own(tmp_path):
     decision = calibrate.calibrate(config)
     assert decision == json.loads((tmp_path / "models/manifest.json").read_text())["decision"]
     assert decision["stream"] != decision["source"]
-
-
-@pytest.mark.shared
-def test_smaller_views_get_a_confidence_of_their_own_beside_the_other(tmp_path):
-    shutil.copytree(shipped_models(), tmp_path / "models")
-    before = json.loads((tmp_path / "models/manifest.json").read_text())["decision"]
-    config = calibrate.CalibrateConfig(models=tmp_path / "models", data=SHARED, scenes=12, timelines=1, view_size=128)
-    calibrate.calibrate(config)
-    after = Localizer(tmp_path / "models").manifest["decision"]
-    assert {**after, "by_view_size": None} == {**before, "by_view_size": None}
-    assert set(after["by_view_size"]) == {*before.get("by_view_size", {}), "128"}
-    assert Localizer(tmp_path / "models", view_size=128).decision["stream"] == after["by_view_size"]["128"]["stream"]
 
 
 @pytest.mark.shared
