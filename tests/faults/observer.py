@@ -126,7 +126,6 @@ def go_through(
     mend_it: Callable[[], object],
     hint: str = "",
     lasts: float = 1.0,
-    tries: int = 1,
     **state: str,
 ) -> tuple[float, float]:
     """The way of a fault that costs a sensor: a source, the fault, the state that says so, the end of it, a source.
@@ -135,9 +134,6 @@ def go_through(
         break_it, mend_it: inject the fault, and take it back; they may return the time from which it counts.
         hint: part of the state's hint while it lasts.
         lasts: seconds that it lasts after it was noticed.
-        tries: how often the whole way may be gone, where the recovery takes too long. More than one is for faults
-            whose recovery comes near the bar even on an idle machine: on a busy one it may once fall behind it, but a
-            node that is too slow is so each time.
         state: fields of the state that must be published.
 
     Returns when it was injected and when it was taken back.
@@ -154,8 +150,6 @@ def go_through(
         observer.wait_for_state(2 * RECOVERY_SECONDS, after=mended, mode="localizing"),
         observer.wait_for_source(2 * RECOVERY_SECONDS, after=mended),
     )
-    if back - mended >= RECOVERY_SECONDS and tries > 1:
-        return go_through(observer, row, fault, break_it, mend_it, hint, lasts, tries - 1, **state)
     row(fault, told(said) + "; the source's offset", noticed - broken, back - mended)
     assert noticed - broken < NOTICE_SECONDS and back - mended < RECOVERY_SECONDS
     return broken, mended

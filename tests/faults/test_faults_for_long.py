@@ -33,9 +33,7 @@ def test_the_node_outlives_random_faults(tmp_path):
     log = (tmp_path / "localizer_node.log").read_text(errors="replace")
     assert run.returncode == 0, run.stdout + run.stderr + log[-2000:]
     figures = json.loads(report.read_text())
-    # At least half of what there is time for: a fault and the recovery from it, which has a bar of its own, may take
-    # longer than the time between two of them where the machine is busy.
-    assert sum(figures["faults"].values()) >= 60 * MINUTES // EVERY_SECONDS // 2 and figures["answers_seen"] > 0
+    assert sum(figures["faults"].values()) >= 60 * MINUTES // EVERY_SECONDS and figures["answers_seen"] > 0
     assert "Traceback" not in log
 
 

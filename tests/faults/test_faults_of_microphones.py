@@ -86,7 +86,7 @@ def observer(localizer, peer):
 
 def test_a_microphone_that_is_unplugged_and_muted(observer, plug, row):
     go_through(observer, row, "microphone is unplugged and back at another index (sound server's sink)", plug.pull,
-               plug.push, camera="ok", mode="seeing only", tries=2)  # fmt: skip
+               plug.push, camera="ok", mode="seeing only")  # fmt: skip
     wait_until(lambda: int(observer.figures["microphone"]["recoveries"]) > 0, NOTICE_SECONDS, "the count of recoveries")
     muted = plug.mute()
     noticed = observer.wait_for_state(2 * NOTICE_SECONDS, after=muted, hint="only zeros", microphone="ok")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
 import time
@@ -13,14 +12,11 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is absent: pip install -e '.[ros]'")
 
 from observer import START_SECONDS, Observer, children
-from ros_graph import LOCALIZER, OVERLAY, PLAYER, Feed, log_of, wait_until
-
-from avssl_ros.ros import stopping
+from ros_graph import LOCALIZER, OVERLAY, PLAYER, Feed, log_of, terminate, wait_until
 
 pytestmark = pytest.mark.ros
 
 LIMIT_SECONDS = 2.0
-LOOK_SECONDS = 0.02  # how often it is looked whether a process has ended
 # From the start of the interpreter. Before 0.2 s Python itself is loading, and answers a signal as it does.
 MOMENTS = (0.2, 0.6, 1.0, 1.5, 2.5)
 
@@ -57,51 +53,20 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def waited(process) -> dict[str, float]:
-    """Seconds for which each of its threads was ready to run and had to wait for a processor, since it began."""
-    seconds = {}
-    for file in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError, IndexError):  # the thread has ended, or Linux was built without this
-            seconds[file.parent.name] = int(file.read_text().split()[1]) * 1e-9
-    return seconds
-
-
-def end(process, number: int) -> tuple[int | None, float]:
-    """Exit status after the signal, and the seconds it took, less those for which the machine let it or us wait.
-
-    The force that ends what is too slow comes at 1.8 s: where others work on this machine, that may be 2 s by the
-    clock. Of the process, the thread that waited longest counts; on an idle machine none waits.
-    """
-    before, now, late = waited(process), {}, 0.0
-    process.send_signal(number)
-    begun = last = time.monotonic()
-    while process.poll() is None and last - begun < 10.0:
-        time.sleep(LOOK_SECONDS)
-        now.update(waited(process))
-        previous, last = last, time.monotonic()
-        late += max(0.0, last - previous - 2 * LOOK_SECONDS)
-    starved = max((seconds - before.get(thread, 0.0) for thread, seconds in now.items()), default=0.0)
-    return process.poll(), last - begun - max(starved, late)
-
-
 def assert_ends_cleanly(process, number: int) -> float:
     files, own = own_files(process), children(process)
-    begun = time.monotonic()
-    status, seconds = end(process, number)
-    # It may have been ended by force, on a busy machine: then files may be left, and the children end after it.
-    was_forced = time.monotonic() - begun >= stopping.LIMIT_SECONDS
+    status, seconds = terminate(process, number)
     assert status == 0, log_of(process)
     assert seconds < LIMIT_SECONDS, f"it took {seconds:.1f} s"
     assert "Traceback" not in log_of(process)
-    assert was_forced or not [path for path in files if path.exists()], "shared memory is left"
-    wait_until(lambda: not [pid for pid in own if is_alive(pid)], 1.0 if was_forced else 0.0, "the children's end")
+    assert not [path for path in files if path.exists()], "shared memory is left"
+    assert not [pid for pid in own if is_alive(pid)], "a child is left"
     return seconds
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_while_the_node_starts(start, moment):
     number = signal.SIGINT if moment in MOMENTS[::2] else signal.SIGTERM
-
     process = start(LOCALIZER, audio_source="topic")
     time.sleep(moment)
     wait_until(lambda: is_listening(process), START_SECONDS, "the handler")
@@ -144,5 +109,5 @@ def test_a_node_that_hangs_is_ended_by_force(processes, tmp_path):
     )
     process = processes.start([str(program)])
     wait_until(lambda: is_listening(process), START_SECONDS, "the handler")
-    status, seconds = end(process, signal.SIGTERM)
+    status, seconds = terminate(process, signal.SIGTERM)
     assert status == 0 and seconds < LIMIT_SECONDS + 0.5

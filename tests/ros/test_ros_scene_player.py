@@ -92,7 +92,7 @@ def test_pictures_and_sound_keep_the_files_own_time(processes, peer, clip):
     assert player.wait(timeout=START_SECONDS) == 0, log_of(player)
     sounds, images = wait_for_all(sounds), list(images)  # no more is added to these
 
-    assert 0.3 * FPS * SECONDS <= len(images) <= FPS * SECONDS  # a machine that is too busy may drop some
+    assert 0.7 * FPS * SECONDS <= len(images) <= FPS * SECONDS  # a machine that is too busy may drop some
     assert_on_grid(images, 1 / FPS)
     blocks = [converters.cloud_to_sound(m) for m in sounds]
     assert {rate for _, rate in blocks} == {RATE}

@@ -28,10 +28,9 @@ def test_large_images_are_answered_each_with_its_own_stamp(tmp_path):
     (figures,) = json.loads(report.read_text())["runs"]
     # How many there are depends on what else this machine does; on an idle one all 60 are accepted.
     assert figures["images_published"] >= 20 and figures["images_accepted"] >= 10, figures
-    accepted, answers = figures["images_accepted"], figures["answers"]
-    assert accepted - answers <= max(1, 0.05 * accepted), figures  # one may be in work when the counters are written
+    assert figures["answered_of_accepted"] >= 0.95, figures
     assert figures["answers_with_a_foreign_stamp"] == 0, figures
-    assert answers - figures["maps"] <= max(1, 0.05 * answers), figures
+    assert figures["maps"] >= 0.95 * figures["answers"], figures
     # The demo scene begins with a sheep that bleats, so there is something to mark.
     assert figures["sources_published"] > 0 and figures["marker_messages"] > 0, figures
     assert figures["bad_images"] == figures["bad_sound"] == 0, figures
