@@ -30,13 +30,14 @@ WEAKEST_PEAK = 0.2  # of the strongest: weaker maxima are no candidates
 
 @dataclass(frozen=True)
 class Surface:
-    """The grid that maps are drawn on: the sphere, or the plane of an ordinary image.
+    """The grid that maps are drawn on: the rows of the sphere that views reach, or the plane of an ordinary image.
 
     Attributes:
         azimuth, elevation: (h, w) radians of the cells; `vectors` (h, w, 3) the same as unit vectors.
         area: (h, w) solid angle of the cells, relative.
         wraps: whether the last column touches the first.
         project: patch values (K, P) to maps (K, h, w).
+        above, below: rows of the whole map before and after these, where nothing is seen.
     """
 
     azimuth: np.ndarray
@@ -44,11 +45,25 @@ class Surface:
     area: np.ndarray
     wraps: bool
     project: object
+    above: int = 0
+    below: int = 0
     vectors: np.ndarray | None = None
 
     def __post_init__(self):
         if self.vectors is None:
             object.__setattr__(self, "vectors", direction_to_vector(self.azimuth, self.elevation))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the whole map, (H, w)."""
+        height, width = self.azimuth.shape
+        return self.above + height + self.below, width
+
+    def whole(self, values: np.ndarray) -> np.ndarray:
+        """The whole map (H, w) that has these values (h, w) where something is seen, and zeros elsewhere."""
+        drawn = np.zeros(self.shape, values.dtype)
+        drawn[self.above : self.above + len(values)] = values
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,8 @@ class Region:
 
     Attributes:
         azimuth, elevation, extent: radians; `extent` is the radius of a cap of the same solid angle.
-        peak: highest value of the map. mask: (h, w) bool. cells: the same as flat indices (N,).
+        peak: highest value of the map. mask: (H, w) bool of the whole map. cells: the same as flat indices (N,) of the
+            surface.
     """
 
     azimuth: float
@@ -91,15 +107,15 @@ def find_regions(evidence: np.ndarray, surface: Surface, count: int = REGIONS) -
     A maximum that joins a stronger one at half of its own height is that one's shoulder, as legs are a body's, and no
     region.
     """
-    regions, summits = [], np.zeros(evidence.shape, bool)
+    regions, summits = [], []
     for row, column in _peaks(evidence, surface.wraps):
-        if any(region.mask[row, column] for region in regions):
+        if any(region.mask[surface.above + row, column] for region in regions):
             continue
         peak = float(evidence[row, column])
         mask = _connected(evidence, row, column, REGION_LEVEL * peak, surface.wraps)
-        if (mask & summits).any():
+        if any(mask[summit] for summit in summits):
             continue
-        summits[row, column] = True
+        summits.append((row, column))
         regions.append(_region(evidence, mask, peak, surface))
         if len(regions) == count:
             break
@@ -132,8 +148,8 @@ def _region(evidence: np.ndarray, mask: np.ndarray, peak: float, surface: Surfac
     weight = evidence.ravel()[cells] ** 2 * area
     azimuth, elevation = vector_to_direction(weight @ surface.vectors.reshape(-1, 3)[cells])
     # A spherical cap of the same solid angle: area = 2 pi (1 - cos extent).
-    cap = np.clip(1 - float(area.sum()) / (2 * np.pi), -1.0, 1.0)
-    return Region(float(azimuth), float(elevation), float(np.arccos(cap)), peak, mask, cells)
+    cap = min(max(1 - float(area.sum()) / (2 * np.pi), -1.0), 1.0)
+    return Region(float(azimuth), float(elevation), float(np.arccos(cap)), peak, surface.whole(mask), cells)
 
 
 def heard_concepts(clusters: Sequence[Cluster]) -> np.ndarray:
@@ -183,7 +199,8 @@ def explain(visual: np.ndarray, clusters: Sequence[Cluster], prototypes: np.ndar
         first = found[0]
         left[likely == first.concept] = 0.0
         centre = direction_to_vector(first.region.azimuth, first.region.elevation)
-        taken |= first.region.mask | (surface.vectors @ centre > np.cos(APART))
+        taken |= surface.vectors @ centre > np.cos(APART)
+        taken.ravel()[first.region.cells] = True
         if left.sum() < LEAST_LEFT:
             return
 
@@ -217,7 +234,7 @@ def _features(region, seen, left, winner: int, sound: Cluster, others: float, ex
 
 
 def _lead(peak: float, other: float) -> float:
-    return float(np.clip(np.log((peak + 0.02) / (other + 0.02)), -3.0, 3.0))
+    return min(max(float(np.log((peak + 0.02) / (other + 0.02))), -3.0), 3.0)
 
 
 def unseen_features(cluster: Cluster) -> np.ndarray:

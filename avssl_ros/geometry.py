@@ -214,10 +214,26 @@ class SphereGrid:
     weights: sparse.csr_array
     seen: np.ndarray
 
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """The rows and the columns of all that any view sees; what lies around them is not."""
+        return _extent(self.seen.any(axis=1)), _extent(self.seen.any(axis=0))
+
+    def within(self, rows: slice, columns: slice) -> SphereGrid:
+        """The part of this grid in some rows and columns, which costs less to project onto."""
+        cells = np.arange(self.seen.size).reshape(self.seen.shape)[rows, columns]
+        return SphereGrid(self.weights[cells.ravel()], self.seen[rows, columns])
+
     def project(self, values: np.ndarray) -> np.ndarray:
         """Maps (K, h, w) float32 on the sphere of K patch value arrays (K, views * patches of a view)."""
         maps = self.weights @ np.ascontiguousarray(values.T, dtype=np.float32)
         return np.ascontiguousarray(maps.T).reshape(len(values), *self.seen.shape)
+
+
+def _extent(used: np.ndarray) -> slice:
+    """From the first to the last of what is True in (n,), which has some."""
+    places = np.flatnonzero(used)
+    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 @lru_cache(maxsize=16)

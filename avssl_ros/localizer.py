@@ -148,7 +148,7 @@ class Localizer:
         views, surface = self.cut(image, projection, closer.azimuths if closer else ())
         clusters = heard()  # before BLAS is held to one thread: who hears in another thread does that as well
         if clusters is None:
-            return Localization((), np.zeros(surface.azimuth.shape, np.float32), (), active=False)
+            return Localization((), np.zeros(surface.shape, np.float32), (), active=False)
         with blas.one_thread():
             # A closer view is of what the last frame said, and takes no turns.
             visual = see(views, max(0, len(views) - len(self.layout))) if see else self.encoders.visual(views)
@@ -186,7 +186,7 @@ class Localizer:
         unseen = [replace(found, doubtful=id(sound) in in_view) for sound in clusters for found in self._unseen(sound)]
         sources = _without_doubles(sources)
         maps = [source.map for source in sources]
-        joint = np.max(maps, axis=0) if maps else np.zeros(surface.azimuth.shape, np.float32)
+        joint = np.max(maps, axis=0) if maps else np.zeros(surface.shape, np.float32)
         return Localization(tuple(sources), joint, tuple(unseen), active=True)
 
     def cut(self, image: np.ndarray, projection: str,
@@ -255,7 +255,8 @@ class Localizer:
                 if confidence < publish:
                     continue
                 region, concept = candidate.region, candidate.concept
-                drawn = np.where(region.mask, np.clip(evidence / region.peak, 0, 1) * confidence, 0).astype(np.float32)
+                drawn = np.zeros(region.mask.shape, np.float32)
+                drawn[region.mask] = np.clip(evidence.ravel()[region.cells] / region.peak, 0, 1) * confidence
                 sources.append(Source(region.azimuth, region.elevation, region.extent, confidence, self.labels[concept],
                                       concept, candidate.sound.centroid.astype(np.float32), drawn))
                 heard.append(candidate.sound)
@@ -494,12 +495,17 @@ def fit_to_network(image: np.ndarray, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def sphere_surface(layout: ViewLayout, patches: tuple[int, int]) -> fusion.Surface:
-    """The whole sphere, MAP_WIDTH cells around."""
+    """The sphere, MAP_WIDTH cells around, as far up and down as the views reach."""
     grid = sphere_grid(layout, patches, MAP_WIDTH)
-    height, width = grid.seen.shape
-    azimuth, elevation = pixel_to_direction(*np.meshgrid(np.arange(width), np.arange(height)), width, height)
+    rows, _ = grid.window
+    return _sphere_rows(rows, grid.within(rows, slice(None)).project)
+
+
+def _sphere_rows(rows: slice, project) -> fusion.Surface:
+    width, height = MAP_WIDTH, MAP_WIDTH // 2
+    azimuth, elevation = pixel_to_direction(*np.meshgrid(np.arange(width), np.arange(height)[rows]), width, height)
     area = np.cos(elevation) * (2 * np.pi / width) * (np.pi / height)
-    return fusion.Surface(azimuth, elevation, area, True, grid.project)
+    return fusion.Surface(azimuth, elevation, area, True, project, rows.start, height - rows.stop)
 
 
 def close_layout(elevation: float, shape: tuple[int, int]) -> ViewLayout:
@@ -511,19 +517,33 @@ def close_layout(elevation: float, shape: tuple[int, int]) -> ViewLayout:
 def closer_surface(layout: ViewLayout, close: ViewLayout, patches: tuple[int, int],
                    turned: tuple[float, ...]) -> fusion.Surface:  # fmt: skip
     """As `sphere_surface`, of the patches of all views of `layout`, then of `close` turned by each so many degrees."""
-    wide, near = sphere_surface(layout, patches), sphere_grid(close, patches, MAP_WIDTH)
+    surface, near, rows, columns = _wide_and_near(layout, close, patches)
     of_view = patches[0] * patches[1]
-    cells = [-round(degrees / 360 * MAP_WIDTH) for degrees in turned]
-    shown = 1 + sum(np.roll(near.seen, shift, 1).astype(np.float32) for shift in cells)
+    across = [(columns - round(degrees / 360 * MAP_WIDTH)) % MAP_WIDTH for degrees in turned]
+    shown = np.ones(surface.azimuth.shape, np.float32)
+    for places in across:
+        shown[rows, places] += near.seen
 
     def project(values: np.ndarray) -> np.ndarray:
-        maps, *close_maps = np.split(values, len(layout) * of_view + of_view * np.arange(len(cells)), axis=1)
-        total = wide.project(maps)
-        for shift, close_map in zip(cells, close_maps):
-            total += np.roll(near.project(close_map), shift, 2)  # 0 where it shows nothing
-        return total / shown
+        maps, *close_maps = np.split(values, len(layout) * of_view + of_view * np.arange(len(across)), axis=1)
+        total = surface.project(maps)
+        for places, close_map in zip(across, close_maps):
+            total[:, rows, places] += near.project(close_map)  # 0 where it shows nothing
+        return np.divide(total, shown, out=total)
 
-    return replace(wide, project=project)
+    return replace(surface, project=project)
+
+
+@lru_cache(maxsize=8)
+def _wide_and_near(layout: ViewLayout, close: ViewLayout, patches: tuple[int, int]):
+    """The surface that both reach, with the maps of `layout` alone; the part of it that `close` sees, with its rows
+    there and its columns."""
+    wide, near = (sphere_grid(views, patches, MAP_WIDTH) for views in (layout, close))
+    (all_rows, _), (near_rows, near_columns) = wide.window, near.window
+    top, bottom = min(all_rows.start, near_rows.start), max(all_rows.stop, near_rows.stop)
+    surface = _sphere_rows(slice(top, bottom), wide.within(slice(top, bottom), slice(None)).project)
+    rows = slice(near_rows.start - top, near_rows.stop - top)
+    return surface, near.within(near_rows, near_columns), rows, np.arange(MAP_WIDTH)[near_columns]
 
 
 @lru_cache(maxsize=8)
