@@ -208,8 +208,9 @@ def explain(visual: np.ndarray, clusters: Sequence[Cluster], prototypes: np.ndar
 def _seen(visual: np.ndarray, prototypes: np.ndarray, looked_for: list[list[int]]) -> np.ndarray:
     """(K, P) cosine times gate, at least 0, of each patch to the nearest of each list of concepts."""
     cosines = prototypes[np.concatenate(looked_for)] @ visual.T
-    first = np.cumsum([0, *map(len, looked_for[:-1])])
-    return np.maximum(np.maximum.reduceat(cosines, first), 0.0)
+    ends = np.cumsum([len(concepts) for concepts in looked_for])
+    nearest = [cosines[end - len(concepts) : end].max(axis=0) for end, concepts in zip(ends, looked_for)]
+    return np.maximum(nearest, 0.0)
 
 
 def _features(region, seen, left, winner: int, sound: Cluster, others: float, explained: float | None) -> list[float]:

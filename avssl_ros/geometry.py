@@ -168,12 +168,19 @@ def cut_views(image: np.ndarray, layout: ViewLayout, shape: tuple[int, int], tur
         turned_deg: by how much all views are turned beyond their azimuths, counter-clockwise, to the nearest column.
     """
     height, width = image.shape[:2]
-    map_1, map_2 = sampling_map(layout, shape, width, height)
-    if turned_deg:
-        map_1 = map_1.copy()
-        map_1[..., 0] = (map_1[..., 0] - round(turned_deg / 360 * width)) % width
+    map_1, map_2 = _turned_sampling_map(layout, shape, width, height, round(turned_deg / 360 * width) % width)
     views = cv2.remap(image, map_1, map_2, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     return views.reshape(len(layout), *shape, *image.shape[2:])
+
+
+@lru_cache(maxsize=32)  # all that closer views are aimed at, 400 kB each
+def _turned_sampling_map(layout: ViewLayout, shape: tuple[int, int], width: int, height: int, columns: int):
+    """`sampling_map` of views turned counter-clockwise by so many columns of the image."""
+    map_1, map_2 = sampling_map(layout, shape, width, height)
+    if columns:
+        map_1 = map_1.copy()
+        map_1[..., 0] = (map_1[..., 0] - columns) % width
+    return map_1, map_2
 
 
 @lru_cache(maxsize=16)

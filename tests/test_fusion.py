@@ -5,7 +5,7 @@ import pytest
 
 from avssl_ros import fusion
 from avssl_ros.clustering import Cluster
-from avssl_ros.geometry import ViewLayout, angle_between, patch_directions
+from avssl_ros.geometry import ViewLayout, angle_between, patch_directions, pixel_to_direction
 from avssl_ros.localizer import plane_surface, sphere_surface
 
 LAYOUT = ViewLayout()
@@ -23,6 +23,15 @@ def test_direction_and_extent_of_one_bump(azimuth):
     assert np.degrees(angle_between(region.azimuth, region.elevation, azimuth, 0.1)) < 1.0
     # A Gaussian falls to half its peak at 1.18 standard deviations.
     assert np.degrees(region.extent) == pytest.approx(1.18 * 15.0, abs=1.5)
+
+
+def test_a_region_is_marked_in_the_whole_map_though_only_rows_that_views_reach_are_searched():
+    (region,) = fusion.find_regions(bump(3.1, 0.1), SURFACE)
+    assert region.mask.shape == SURFACE.shape == (128, 256) and SURFACE.azimuth.shape == (62, 256)
+    marked = np.isin(np.arange(62 * 256), region.cells).reshape(62, 256)
+    assert np.array_equal(region.mask, SURFACE.whole(marked))
+    _, elevation = pixel_to_direction(0.0, np.flatnonzero(region.mask.any(axis=1)), 256, 128)
+    assert np.degrees(elevation).mean() == pytest.approx(np.degrees(region.elevation), abs=1.0)
 
 
 def test_two_things_in_different_directions_stay_apart_strongest_first():

