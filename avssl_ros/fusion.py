@@ -136,10 +136,9 @@ def _peaks(evidence: np.ndarray, wraps: bool) -> np.ndarray:
 def _connected(values: np.ndarray, row: int, column: int, level: float, wraps: bool) -> np.ndarray:
     """Cells above `level` connected with (row, column); on a sphere the map is first turned to that column."""
     shift = values.shape[1] // 2 - column if wraps else 0
-    turned = np.roll(values, shift, axis=1)
-    _, labels = cv2.connectedComponents((turned >= level).astype(np.uint8), connectivity=8)
-    mask = labels == labels[row, column + shift]
-    return np.roll(mask, -shift, axis=1)
+    above = np.roll((values >= level).view(np.uint8), shift, axis=1)
+    _, labels = cv2.connectedComponents(above, connectivity=8, ltype=cv2.CV_16U)
+    return np.roll(labels == labels[row, column + shift], -shift, axis=1)
 
 
 def _region(evidence: np.ndarray, mask: np.ndarray, peak: float, surface: Surface) -> Region:
@@ -154,7 +153,8 @@ def _region(evidence: np.ndarray, mask: np.ndarray, peak: float, surface: Surfac
 
 def heard_concepts(clusters: Sequence[Cluster]) -> np.ndarray:
     """(C,) of how much of all that is heard is of each concept; the rest to 1 is nothing."""
-    return np.average([sound.concepts for sound in clusters], axis=0, weights=[sound.share for sound in clusters])
+    shares = np.array([sound.share for sound in clusters])
+    return (np.stack([sound.concepts for sound in clusters]) * shares[:, None]).sum(axis=0) / shares.sum()
 
 
 def explain(visual: np.ndarray, clusters: Sequence[Cluster], prototypes: np.ndarray, surface: Surface,

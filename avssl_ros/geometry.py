@@ -161,15 +161,18 @@ def _perspective_samples(layout: ViewLayout, shape: tuple[int, int], width: int,
     return columns[..., 0], rows[..., 0]
 
 
-def cut_views(image: np.ndarray, layout: ViewLayout, shape: tuple[int, int], turned_deg: float = 0.0) -> np.ndarray:
+def cut_views(image: np.ndarray, layout: ViewLayout, shape: tuple[int, int], turned_deg: float = 0.0,
+              out: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
     """Views (views, *shape, 3) uint8 of an equirectangular image (H, W, 3) uint8, in one pass.
 
     Args:
         turned_deg: by how much all views are turned beyond their azimuths, counter-clockwise, to the nearest column.
+        out: contiguous array to write them to; None for a new one.
     """
     height, width = image.shape[:2]
     map_1, map_2 = _turned_sampling_map(layout, shape, width, height, round(turned_deg / 360 * width) % width)
-    views = cv2.remap(image, map_1, map_2, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    stacked = None if out is None else out.reshape(*map_1.shape[:2], *image.shape[2:])
+    views = cv2.remap(image, map_1, map_2, cv2.INTER_LINEAR, stacked, cv2.BORDER_WRAP)
     return views.reshape(len(layout), *shape, *image.shape[2:])
 
 

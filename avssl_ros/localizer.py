@@ -198,21 +198,23 @@ class Localizer:
         """
         size, stride = self.view_size, self.encoders.stride
         if projection == "equirectangular":
-            shape = self.layout.view_shape(size)
-            patches = shape[0] // stride, shape[1] // stride
-            views = cut_views(image, self.layout, shape)
-            if not closer or self.layout.fov_deg <= CLOSE_FOV_DEG:
-                return views, sphere_surface(self.layout, patches)
-            closer_views, surface = self._cut_closer(image, closer)
-            return np.concatenate([views, closer_views]), surface
+            shape, close = _view_shapes(self.layout, size)
+            closer = closer if self.layout.fov_deg > CLOSE_FOV_DEG else ()
+            wide, patches = len(self.layout), (shape[0] // stride, shape[1] // stride)
+            views = np.empty((wide + len(closer), *shape, 3), np.uint8)
+            cut_views(image, self.layout, shape, out=views[:wide])
+            for view, azimuth in zip(views[wide:], closer):
+                cut_views(image, close, shape, azimuth, out=view)
+            if closer:
+                return views, closer_surface(self.layout, close, patches, closer)
+            return views, sphere_surface(self.layout, patches)
         view = fit_to_network(image, size)
         rows, columns = view.shape[0] // stride, view.shape[1] // stride
         return view[None], plane_surface(rows, columns, image.shape[0] / image.shape[1], self.fov_deg)
 
     def _cut_closer(self, image: np.ndarray, azimuths: tuple[float, ...]) -> tuple[np.ndarray, fusion.Surface]:
         """Closer views alone, and the surface of the maps of the views of the layout and them."""
-        shape, stride = self.layout.view_shape(self.view_size), self.encoders.stride
-        close = close_layout(self.layout.elevation_deg, shape)
+        (shape, close), stride = _view_shapes(self.layout, self.view_size), self.encoders.stride
         views = np.concatenate([cut_views(image, close, shape, azimuth) for azimuth in azimuths])
         return views, closer_surface(self.layout, close, (shape[0] // stride, shape[1] // stride), azimuths)
 
@@ -508,10 +510,13 @@ def _sphere_rows(rows: slice, project) -> fusion.Surface:
     return fusion.Surface(azimuth, elevation, area, True, project, rows.start, height - rows.stop)
 
 
-def close_layout(elevation: float, shape: tuple[int, int]) -> ViewLayout:
-    """One closer view of `shape` (height, width), of square pixels, ahead at an elevation in degrees."""
+@lru_cache(maxsize=8)
+def _view_shapes(layout: ViewLayout, size: int) -> tuple[tuple[int, int], ViewLayout]:
+    """Height and width of views `size` wide, and one closer view of that shape, of square pixels, ahead."""
+    shape = layout.view_shape(size)
     height = np.tan(np.radians(CLOSE_FOV_DEG) / 2) * shape[0] / shape[1]
-    return ViewLayout((0.0,), elevation, CLOSE_FOV_DEG, float(np.clip(np.degrees(2 * np.arctan(height)), 30, 150)))
+    vertical = float(np.clip(np.degrees(2 * np.arctan(height)), 30, 150))
+    return shape, ViewLayout((0.0,), layout.elevation_deg, CLOSE_FOV_DEG, vertical)
 
 
 def closer_surface(layout: ViewLayout, close: ViewLayout, patches: tuple[int, int],
