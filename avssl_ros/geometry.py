@@ -99,7 +99,7 @@ class ViewLayout:
     azimuths_deg: tuple[float, ...] = (0.0, 90.0, 180.0, 270.0)
     elevation_deg: float = 0.0
     fov_deg: float = 100.0
-    vertical_fov_deg: float = 86.0
+    vertical_fov_deg: float = 70.0
     projection: ViewProjection = "perspective"
 
     def __post_init__(self):

@@ -26,7 +26,7 @@ GB = 10**9
 SEGMENT_SECONDS = 60.0
 SPARE_BYTES = GB // 5  # of the disk, which are left to others
 NAME = re.compile(r"\d{8}T\d{6}\.\d{3}Z\.mp4")
-PRESET, QUALITY = "superfast", 25  # of x264: the robot has other work, and the models see 288 pixels of a view
+PRESET, QUALITY = "superfast", 25  # of x264: the robot has other work, and the models see 352 pixels of a view
 LATE_SECONDS = 2.0  # that sound may come after its pictures, or before them
 
 

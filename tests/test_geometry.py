@@ -70,7 +70,7 @@ def test_perspective_views_are_those_of_py360convert(azimuth_deg):
 @pytest.mark.parametrize("tilt", [0.0, 15.0])
 @pytest.mark.parametrize("projection, height", [("perspective", 224), ("cylindrical", 320)])
 def test_a_dot_comes_back_from_the_views_where_it_was(azimuth, elevation, tilt, projection, height):
-    layout = ViewLayout(elevation_deg=tilt, projection=projection)
+    layout = ViewLayout(elevation_deg=tilt, vertical_fov_deg=86.0, projection=projection)
     shape, rows = (height, 288), height // 16
     assert layout.view_shape(288) == shape
     views = cut_views(panorama_with_dot(azimuth, elevation), layout, shape)[..., 0].astype(np.float32)
@@ -85,7 +85,7 @@ def test_a_dot_comes_back_from_the_views_where_it_was(azimuth, elevation, tilt, 
 
 
 def test_a_cylindrical_view_keeps_upright_lines_and_is_as_fine_at_its_edge_as_in_its_middle():
-    azimuth, elevation = patch_directions(ViewLayout((0.0,), projection="cylindrical"), (352, 320), 16)
+    azimuth, elevation = patch_directions(ViewLayout((0.0,), 0.0, 100.0, 86.0, "cylindrical"), (352, 320), 16)
     assert np.allclose(azimuth, azimuth[:, :1])  # a column is one azimuth
     assert np.allclose(np.diff(azimuth[0, 0]), azimuth[0, 0, 1] - azimuth[0, 0, 0])
     assert np.allclose(elevation, elevation[..., :1])  # and a row one elevation

@@ -214,10 +214,10 @@ def test_thresholds_change_while_running_all_or_nothing(localizer):
 def test_a_larger_view_gives_the_same_map_from_more_patches_and_odd_sizes_are_refused():
     image = np.random.default_rng(0).integers(0, 255, (256, 512, 3), dtype=np.uint8)
     shipped, large = Localizer(), Localizer(view_size=384)
-    assert shipped.cut(image, "equirectangular")[0].shape == (4, 224, 288, 3)
+    assert shipped.cut(image, "equirectangular")[0].shape == (4, 192, 352, 3)
     views, surface = large.cut(image, "equirectangular")
-    (drawn,) = surface.project(np.ones((1, 4 * 18 * 24), np.float32))
-    assert views.shape == (4, 288, 384, 3) and surface.whole(drawn).shape == surface.shape == (128, 256)
+    (drawn,) = surface.project(np.ones((1, 4 * 14 * 24), np.float32))
+    assert views.shape == (4, 224, 384, 3) and surface.whole(drawn).shape == surface.shape == (128, 256)
     for wrong in (100, 32, 2048):
         with pytest.raises(ValueError, match=f"multiple of 32 from 64 to 1024 pixels, got {wrong}"):
             Localizer(view_size=wrong)

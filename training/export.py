@@ -40,7 +40,7 @@ from training.train import Encoders
 
 TOLERANCE = 1e-4
 # Pixels of a view's width at run time: what sounds is mostly smaller in a 360 degree picture than in training's scenes.
-VIEW_SIZE = 288
+VIEW_SIZE = 352
 # Where things lay on the machine of the run: not of the model.
 PLACES = ("data", "more_items", "start", "weights", "cache", "run", "command")
 

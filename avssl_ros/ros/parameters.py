@@ -145,7 +145,7 @@ LOCALIZER = (
     ),
     Parameter("view_elevation_deg", 0.0, "Elevation of the views.", range=(-90.0, 90.0)),
     Parameter("view_fov_deg", 100.0, "Width of the views.", range=(30.0, 150.0)),
-    Parameter("view_vertical_fov_deg", 86.0, "Height of the views.", range=(30.0, 150.0)),
+    Parameter("view_vertical_fov_deg", 70.0, "Height of the views.", range=(30.0, 150.0)),
     Parameter(
         "view_projection",
         "perspective",
