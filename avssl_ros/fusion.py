@@ -137,15 +137,15 @@ def _connected(values: np.ndarray, row: int, column: int, level: float, wraps: b
     """Cells above `level` connected with (row, column); on a sphere the map is first turned to that column."""
     shift = values.shape[1] // 2 - column if wraps else 0
     above = np.roll((values >= level).view(np.uint8), shift, axis=1)
-    _, labels = cv2.connectedComponents(above, connectivity=8, ltype=cv2.CV_16U)
-    return np.roll(labels == labels[row, column + shift], -shift, axis=1)
+    cv2.floodFill(above, None, (int(column) + shift, int(row)), 2, flags=8)  # 8 neighbours; all others stay 0 or 1
+    return np.roll(above == 2, -shift, axis=1)
 
 
 def _region(evidence: np.ndarray, mask: np.ndarray, peak: float, surface: Surface) -> Region:
     cells = np.flatnonzero(mask)
-    area = surface.area.ravel()[cells]
-    weight = evidence.ravel()[cells] ** 2 * area
-    azimuth, elevation = vector_to_direction(weight @ surface.vectors.reshape(-1, 3)[cells])
+    area = surface.area.take(cells)
+    weight = evidence.take(cells) ** 2 * area
+    azimuth, elevation = vector_to_direction(weight @ surface.vectors.reshape(-1, 3).take(cells, axis=0))
     # A spherical cap of the same solid angle: area = 2 pi (1 - cos extent).
     cap = min(max(1 - float(area.sum()) / (2 * np.pi), -1.0), 1.0)
     return Region(float(azimuth), float(elevation), float(np.arccos(cap)), peak, surface.whole(mask), cells)
@@ -186,7 +186,7 @@ def explain(visual: np.ndarray, clusters: Sequence[Cluster], prototypes: np.ndar
         found = []
         regions = find_regions(evidence, surface)
         for region in regions:
-            most = flat[:, region.cells].max(axis=1)  # what is seen of each concept in the region
+            most = flat.take(region.cells, axis=1).max(axis=1)  # what is seen of each concept in the region
             winner = int((left * most).argmax())
             sound = max(clusters, key=lambda cluster: cluster.concepts[likely[winner]] * cluster.share)
             others = max((other.peak for other in regions if other is not region), default=0.0)

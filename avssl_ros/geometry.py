@@ -170,20 +170,13 @@ def cut_views(image: np.ndarray, layout: ViewLayout, shape: tuple[int, int], tur
         out: contiguous array to write them to; None for a new one.
     """
     height, width = image.shape[:2]
-    map_1, map_2 = _turned_sampling_map(layout, shape, width, height, round(turned_deg / 360 * width) % width)
+    map_1, map_2 = sampling_map(layout, shape, width, height)
+    if turned_deg:
+        map_1 = map_1.copy()
+        map_1[..., 0] = (map_1[..., 0] - round(turned_deg / 360 * width)) % width
     stacked = None if out is None else out.reshape(*map_1.shape[:2], *image.shape[2:])
     views = cv2.remap(image, map_1, map_2, cv2.INTER_LINEAR, stacked, cv2.BORDER_WRAP)
     return views.reshape(len(layout), *shape, *image.shape[2:])
-
-
-@lru_cache(maxsize=32)  # all that closer views are aimed at, 400 kB each
-def _turned_sampling_map(layout: ViewLayout, shape: tuple[int, int], width: int, height: int, columns: int):
-    """`sampling_map` of views turned counter-clockwise by so many columns of the image."""
-    map_1, map_2 = sampling_map(layout, shape, width, height)
-    if columns:
-        map_1 = map_1.copy()
-        map_1[..., 0] = (map_1[..., 0] - columns) % width
-    return map_1, map_2
 
 
 @lru_cache(maxsize=16)

@@ -145,8 +145,8 @@ def views(localizer: Localizer, video: Path, seconds: float) -> Figure:
     lit = [draw_heat(view, values) for view, values in zip(cut, on_views)]
     rows = (("view", cut), ("embedding", embedding_colours(patches).reshape(shape)),
             ("clusters", cluster_colours(clusters_of(localizer, patches)).reshape(shape)), ("what sounds", lit))
-    figure = Figure(figsize=(13, 14.5), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.6, 1))
+    figure = Figure(figsize=(13, 12.9), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1.35, 1))
     for line, (title, pictures) in zip(above.subplots(len(rows), len(cut)), rows):
         for axes, shown, azimuth in zip(line, pictures, localizer.layout.azimuths_deg):
             axes.imshow(shown)
