@@ -572,13 +572,14 @@ def plane_surface(rows: int, columns: int, aspect: float, fov_deg: float, scale:
 
 def _without_doubles(sources: list[Source]) -> list[Source]:
     """Drops the weaker of two sources of different sounds that lie on the same thing."""
-    kept: list[Source] = []
-    for source in sorted(sources, key=lambda source: -source.confidence):
-        apart = all(
-            angle_between(source.azimuth, source.elevation, other.azimuth, other.elevation)
-            > max(source.extent, other.extent)
-            for other in kept
-        )
-        if apart:
-            kept.append(source)
-    return kept
+    if len(sources) < 2:
+        return sources
+    ordered = sorted(sources, key=lambda source: -source.confidence)
+    azimuth, elevation, extent = np.array([(one.azimuth, one.elevation, one.extent) for one in ordered]).T
+    angles = angle_between(azimuth[:, None], elevation[:, None], azimuth, elevation)
+    apart = angles > np.maximum(extent[:, None], extent)
+    kept: list[int] = []
+    for index in range(len(ordered)):
+        if apart[index, kept].all():
+            kept.append(index)
+    return [ordered[index] for index in kept]
