@@ -161,8 +161,8 @@ LOCALIZER = (
     Parameter(
         "views_per_frame",
         0,
-        "How many views are looked at anew in each image, in turn; 0 is all. With 1, an image costs six tenths, "
-        "without look_closer four, and what moves is seen some images late.",
+        "How many views are looked at anew in each image, in turn; 0 is all. With 1, an image costs half, "
+        "and what moves is seen some images late.",
         range=(0, 36),
     ),
     Parameter(
