@@ -16,6 +16,7 @@ from avssl_ros import blas, features, fusion
 from avssl_ros.clustering import Cluster, cluster
 from avssl_ros.encoders import Encoders
 from avssl_ros.geometry import (
+    SphereGrid,
     ViewLayout,
     angle_between,
     cut_views,
@@ -175,8 +176,11 @@ class Localizer:
         aims = closer_azimuths([*(azimuths[0] for azimuths in found), *(a for azimuths in found for a in azimuths[1:])])
         if not aims:
             return visual, surface
-        views, surface = self._cut_closer(image, aims)
-        return np.concatenate([visual, self.encoders.visual(views).reshape(-1, self.encoders.dimensions)]), surface
+        shape, close = _view_shapes(self.layout, self.view_size)
+        views = np.empty((len(aims), *shape, 3), np.uint8)
+        _cut_closer(image, close, aims, views)
+        closer = self.encoders.visual(views).reshape(-1, self.encoders.dimensions)
+        return np.concatenate([visual, closer]), self._sphere(aims)
 
     def _scene(self, clusters: list[Cluster], visual: np.ndarray, surface: fusion.Surface, publish: float,
                recent: float | None, closer: CloserLook | None) -> Localization:  # fmt: skip
@@ -196,27 +200,22 @@ class Localizer:
         Args:
             closer: azimuths in degrees of closer views after those of the layout, where these are wider.
         """
-        size, stride = self.view_size, self.encoders.stride
         if projection == "equirectangular":
-            shape, close = _view_shapes(self.layout, size)
+            shape, close = _view_shapes(self.layout, self.view_size)
             closer = closer if self.layout.fov_deg > CLOSE_FOV_DEG else ()
-            wide, patches = len(self.layout), (shape[0] // stride, shape[1] // stride)
-            views = np.empty((wide + len(closer), *shape, 3), np.uint8)
-            cut_views(image, self.layout, shape, out=views[:wide])
-            for view, azimuth in zip(views[wide:], closer):
-                cut_views(image, close, shape, azimuth, out=view)
-            if closer:
-                return views, closer_surface(self.layout, close, patches, closer)
-            return views, sphere_surface(self.layout, patches)
-        view = fit_to_network(image, size)
+            views = np.empty((len(self.layout) + len(closer), *shape, 3), np.uint8)  # all of them, without a copy
+            cut_views(image, self.layout, shape, out=views[: len(self.layout)])
+            _cut_closer(image, close, closer, views[len(self.layout) :])
+            return views, self._sphere(closer)
+        view, stride = fit_to_network(image, self.view_size), self.encoders.stride
         rows, columns = view.shape[0] // stride, view.shape[1] // stride
         return view[None], plane_surface(rows, columns, image.shape[0] / image.shape[1], self.fov_deg)
 
-    def _cut_closer(self, image: np.ndarray, azimuths: tuple[float, ...]) -> tuple[np.ndarray, fusion.Surface]:
-        """Closer views alone, and the surface of the maps of the views of the layout and them."""
-        (shape, close), stride = _view_shapes(self.layout, self.view_size), self.encoders.stride
-        views = np.concatenate([cut_views(image, close, shape, azimuth) for azimuth in azimuths])
-        return views, closer_surface(self.layout, close, (shape[0] // stride, shape[1] // stride), azimuths)
+    def _sphere(self, closer: tuple[float, ...]) -> fusion.Surface:
+        """The surface of the maps of the views of the layout and of closer ones at these azimuths in degrees."""
+        shape, close = _view_shapes(self.layout, self.view_size)
+        patches = shape[0] // self.encoders.stride, shape[1] // self.encoders.stride
+        return closer_surface(self.layout, close, patches, closer) if closer else sphere_surface(self.layout, patches)
 
     def hear(self, samples: np.ndarray, recent: float | None = None) -> list[Cluster] | None:
         """What sounds, apart from where: clusters of the sound's embeddings; None with nothing above floor and noise.
@@ -519,6 +518,12 @@ def _view_shapes(layout: ViewLayout, size: int) -> tuple[tuple[int, int], ViewLa
     return shape, ViewLayout((0.0,), layout.elevation_deg, CLOSE_FOV_DEG, vertical)
 
 
+def _cut_closer(image: np.ndarray, close: ViewLayout, azimuths: tuple[float, ...], out: np.ndarray) -> None:
+    """Views of `close` turned by each of these degrees, written to `out` (N, H, W, 3)."""
+    for view, azimuth in zip(out, azimuths):
+        cut_views(image, close, view.shape[:2], azimuth, out=view)
+
+
 def closer_surface(layout: ViewLayout, close: ViewLayout, patches: tuple[int, int],
                    turned: tuple[float, ...]) -> fusion.Surface:  # fmt: skip
     """As `sphere_surface`, of the patches of all views of `layout`, then of `close` turned by each so many degrees."""
@@ -540,7 +545,8 @@ def closer_surface(layout: ViewLayout, close: ViewLayout, patches: tuple[int, in
 
 
 @lru_cache(maxsize=8)
-def _wide_and_near(layout: ViewLayout, close: ViewLayout, patches: tuple[int, int]):
+def _wide_and_near(layout: ViewLayout, close: ViewLayout,
+                   patches: tuple[int, int]) -> tuple[fusion.Surface, SphereGrid, slice, np.ndarray]:  # fmt: skip
     """The surface that both reach, with the maps of `layout` alone; the part of it that `close` sees, with its rows
     there and its columns."""
     wide, near = (sphere_grid(views, patches, MAP_WIDTH) for views in (layout, close))
